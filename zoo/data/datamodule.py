@@ -1,0 +1,215 @@
+"""The one data module: loaders whose order is a function of (seed, epoch), resumable anywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from zoo.data.batch import Batch, Sample, collate
+from zoo.data.source import Source
+from zoo.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+
+class EpochSampler(DistributedSampler[Sample]):
+    """Yields (epoch, index) pairs, disjoint between ranks.
+
+    The epoch travels with the index, so worker processes need no message when it changes. Being
+    a `DistributedSampler` keeps Lightning from wrapping it and makes it announce epochs.
+
+    Args:
+        length: number of samples of the source.
+        chunk: samples all ranks together take at a time; with `shuffle`, what doesn't fill the
+            last chunk is left out of the epoch (other samples each time). 1 leaves out nothing.
+        shuffle: draw a new order each epoch; else count upwards, always as epoch 0.
+        seed: with the epoch it decides the order.
+        rank: this process's number.
+        ranks: number of processes.
+        epoch: the first epoch.
+        skip: samples (of all ranks together) of that epoch already used.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        chunk: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> None:
+        # The base class's own set-up wants a data set and a process group; neither is needed.
+        self.length = length - length % chunk if shuffle else length
+        self.total = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.num_replicas = ranks
+        self.epoch = epoch
+        self.skip = skip
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move on to an epoch; Lightning calls this, also for the one resumed in its middle."""
+        if epoch != self.epoch:
+            self.epoch, self.skip = epoch, 0
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.length, self.num_replicas))
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, order = 0, np.arange(self.total)
+        if self.shuffle:
+            epoch = self.epoch
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.total)
+        mine = order[self.skip : self.length][self.rank :: self.num_replicas]
+        return iter([(epoch, int(index)) for index in mine])
+
+
+class ZooDataModule(LightningDataModule):
+    """Training and validation data.
+
+    Args:
+        train: what to train on.
+        val: what to validate on; None: nothing.
+        batch_size: samples a step and rank.
+        val_batch_size: samples a validation step and rank. None: `batch_size`.
+        num_workers: loading processes for each loader; 0 loads between the steps, which with the
+            sources' frame cache costs little and leaves a small machine's cores to training.
+        seed: with the epoch it decides the order.
+    """
+
+    def __init__(
+        self,
+        train: Source,
+        *,
+        val: Source | None = None,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
+            raise UserError(f"batch sizes {batch_size} and {val_batch_size} must be above 0")
+        if num_workers < 0:
+            raise UserError(f"num_workers={num_workers} must be 0 or more")
+        self.train = train
+        self.val = val
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._epoch = 0
+        self._batches = 0
+
+    def prepare_data(self) -> None:
+        """Fetch assets and index folders, once a machine; other ranks then find them done."""
+        self.train.prepare()
+        if self.val is not None:
+            self.val.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Read the indices.
+
+        Args:
+            stage: Lightning's "fit", "validate", "test" or "predict".
+        """
+        self.prepare_data()
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Batches of pixels float [B, 3, T, size, size] in [-1, 1]; the last is never smaller."""
+        rank, ranks = self._ranks()
+        chunk = self.batch_size * ranks
+        if len(self.train) < chunk:
+            raise UserError(
+                f"an epoch of {self.train.root} has {len(self.train)} samples, too few for a batch "
+                f"of {self.batch_size} on each of {ranks} processes; lower batch_size"
+            )
+        sampler = EpochSampler(
+            len(self.train),
+            chunk=chunk,
+            shuffle=True,
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            epoch=self._epoch,
+            skip=self._batches * chunk,
+        )
+        return self._loader(self.train, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """All validation samples once, in their order; an empty list without a source."""
+        if self.val is None:
+            return []
+        rank, ranks = self._ranks()
+        sampler = EpochSampler(len(self.val), rank=rank, ranks=ranks)
+        return self._loader(self.val, sampler, self.val_batch_size)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Stop, in the main process, once workers have met too many broken files."""
+        self.train.check()
+        if self.val is not None:
+            self.val.check()
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """List the broken files.
+
+        Args:
+            stage: Lightning's "fit", "validate", "test" or "predict".
+        """
+        for source in (self.train, self.val):
+            if source is not None and source.prepared and (broken := source.broken):
+                named = "; ".join(f"{key}: {reason}" for key, reason in broken.items())
+                _LOG.warning("%d files of %s were skipped: %s", len(broken), source.root, named)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training goes on: `epoch`, and `batches` of it already done."""
+        if self.trainer is None:
+            return {"epoch": self._epoch, "batches": self._batches}
+        # Lightning's counters, not the sampler's: workers are ahead of the training step.
+        loop = self.trainer.fit_loop
+        epoch = max(0, loop.epoch_progress.current.ready - 1)
+        progress = loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": epoch + 1, "batches": 0}
+        # Checkpoints are taken before `completed` is raised and, after a crash, with `ready` ahead.
+        return {"epoch": epoch, "batches": cast(Any, progress.current).processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; same batch size and number of ranks assumed."""
+        self._epoch = state_dict["epoch"]
+        self._batches = state_dict["batches"]
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader(self, source: Source, sampler: EpochSampler, size: int) -> DataLoader[Sample]:
+        return DataLoader(
+            source,
+            batch_size=size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_one_thread,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _one_thread(worker: int) -> None:
+    # As many workers as cores are started; torch would give each of them all cores again.
+    torch.set_num_threads(1)

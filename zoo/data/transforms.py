@@ -1,0 +1,84 @@
+"""The one transform code of training and evaluation; with no generator it is the evaluation's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zoo.data.video import short_side_size
+
+
+def resize(video: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Antialiased bicubic resize: uint8 [3, T, H, W] to uint8 [3, T, *size], size = (H, W)."""
+    if video.shape[-2:] == size:
+        return video
+    scaled = functional.interpolate(
+        video.transpose(0, 1), size=size, mode="bicubic", antialias=True, align_corners=False
+    )
+    return scaled.transpose(0, 1)
+
+
+def resize_short_side(video: Tensor, *, short_side: int) -> Tensor:
+    """Scale uint8 [3, T, H, W] so that its shorter side is `short_side` pixels."""
+    height, width = video.shape[-2:]
+    width, height = short_side_size(width, height, short_side=short_side)
+    return resize(video, size=(height, width))
+
+
+def crop(video: Tensor, *, size: int, rng: np.random.Generator | None = None) -> Tensor:
+    """Cut a square out of [3, T, H, W]: a view [3, T, size, size].
+
+    Args:
+        video: any dtype; both sides are at least `size`.
+        size: pixels.
+        rng: draws the place; None takes the centre.
+    """
+    height, width = video.shape[-2:]
+    assert min(height, width) >= size, f"can't cut {size} pixels out of {width}x{height}"
+    if rng is None:
+        top, left = (height - size) // 2, (width - size) // 2
+    else:
+        top, left = (int(rng.integers(side - size + 1)) for side in (height, width))
+    return video[..., top : top + size, left : left + size]
+
+
+def to_float(video: Tensor) -> Tensor:
+    """Pixels uint8 0..255 to float32 in [-1, 1], any shape."""
+    return video.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels float in [-1, 1] (clamped) to uint8 0..255, any shape; undoes `to_float` exactly."""
+    return pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_pixels(
+    video: Tensor,
+    *,
+    size: int,
+    short_side: tuple[int, int],
+    flip: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """Crop, scale and flip a clip into a sample's pixels.
+
+    Args:
+        video: uint8 [3, T, H, W] whose shorter side is `short_side[1]` pixels.
+        size: pixels of both sides of the result.
+        short_side: (lowest, highest) shorter side the clip is scaled to; lowest >= size. The
+            crop is cut first and only then scaled, so that few pixels are touched.
+        flip: mirror left and right every other time.
+        rng: draws scale, place and mirroring; None takes the highest scale, the centre, no mirror.
+
+    Returns:
+        float32 [3, T, size, size] in [-1, 1].
+    """
+    lowest, highest = short_side
+    scale = highest if rng is None else int(rng.integers(lowest, highest + 1))
+    cut = crop(video, size=min(highest, round(size * highest / scale)), rng=rng)
+    cut = resize(cut.contiguous(), size=(size, size))
+    if flip and rng is not None and rng.random() < 0.5:
+        cut = cut.flip(-1)
+    return to_float(cut.contiguous())

@@ -1,0 +1,1 @@
+"""Diffusion maths: schedules and samplers, pure functions without nets."""

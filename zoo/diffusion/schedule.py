@@ -1,0 +1,45 @@
+"""Noise schedules: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from zoo.errors import UserError
+
+
+@lru_cache(maxsize=8)
+def cosine_alpha_bar(timesteps: int, *, s: float = 0.008) -> Tensor:
+    """CDT's cosine schedule, [timesteps] in float64 on the CPU, falling from nearly 1 to nearly 0.
+
+    Eq. 17 of arXiv 2102.09672 on timesteps + 1 points linspace(0, timesteps + 1), betas clipped to
+    [0, 0.999]: the grid is the released CDT's, so that its weights see the times they know.
+    """
+    points = timesteps + 1
+    x = torch.linspace(0, points, points, dtype=torch.float64)
+    curve = torch.cos((x / points + s) / (1 + s) * math.pi / 2).square()
+    curve = curve / curve[0]
+    betas = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999)
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t of [B,...] pixels and noise at alpha_bar [B] (eq. 4 of arXiv 2006.11239)."""
+    a = alpha_bar.to(x0).view(-1, *(1,) * (x0.ndim - 1))
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+
+def sampling_indices(timesteps: int, steps: int) -> list[int]:
+    """Schedule indices of `steps` sampling steps, noisiest first; one step uses the last index.
+
+    Raises:
+        UserError: steps outside [1, timesteps].
+    """
+    if not 1 <= steps <= timesteps:
+        raise UserError(f"steps = {steps}: give 1 to {timesteps} sampling steps")
+    if steps == 1:
+        return [timesteps - 1]
+    return [int(i) for i in torch.linspace(0, timesteps - 1, steps).long().flip(0)]

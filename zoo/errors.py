@@ -1,0 +1,19 @@
+"""The one exception a user's mistake raises; command-line tools print it as one sentence, status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message is one sentence with the value and the remedy."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (a non-finite loss, too many broken files): one sentence, status 1."""
+
+
+def closest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The `count` known words nearest to `word`, best first (never empty when `known` is not)."""
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.0)

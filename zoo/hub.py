@@ -1,0 +1,125 @@
+"""Loading nets by name or from a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UserError, closest
+from zoo.nets.pretrained import Pretrained, read_config
+from zoo.paths import data_folder
+from zoo.registry import matching, preset
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What is known of a name.
+
+    Attributes:
+        name: `architecture`, or `architecture.weights` for trained ones.
+        family: `cdt`, `kl_vae`, ...
+        folder: where trained weights are; None for a preset, which has random ones.
+        config: config.json of trained weights.
+        metrics: metrics.json of trained weights, empty where there is none.
+    """
+
+    name: str
+    family: str
+    folder: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def trained() -> dict[str, Path]:
+    """Folders of the weights that travel with the zoo, by name."""
+    root = data_folder("checkpoints")
+    return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
+
+
+def list_models(
+    pattern: str = "*", *, family: str | None = None, pretrained: bool = False
+) -> list[str]:
+    """Names that match a shell pattern, sorted.
+
+    Args:
+        pattern: such as `cdt*`.
+        family: only this family.
+        pretrained: names of trained weights instead of presets.
+    """
+    if not pretrained:
+        return matching(pattern, family)
+    bases = set(matching("*", family))
+    return [n for n in trained() if n.split(".")[0] in bases and Path(n).match(pattern)]
+
+
+def info(name: str) -> ModelEntry:
+    """What is known of a preset or of trained weights.
+
+    Raises:
+        UserError: unknown; the closest three names are given.
+    """
+    folders = trained()
+    if name not in folders and "." in name:
+        _unknown(name)
+    base = preset(name.split(".")[0])
+    if name not in folders:
+        return ModelEntry(name, base.family)
+    folder = folders[name]
+    metrics = folder / "metrics.json"
+    return ModelEntry(
+        name,
+        base.family,
+        folder=folder,
+        config=read_config(folder),
+        metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
+    )
+
+
+def load(
+    name_or_path: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A trained net in eval mode; every weight must match.
+
+    Args:
+        name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
+            `save_pretrained` or train.py wrote.
+        device: where to put it.
+        dtype: floating-point type; None keeps the stored one.
+
+    Raises:
+        UserError: unknown name (the closest three are given), no model folder, or weights that
+            don't fit their config.
+    """
+    if name_or_path.startswith("dir:"):
+        folder = Path(name_or_path.removeprefix("dir:")).expanduser()
+    else:
+        folders = trained()
+        if name_or_path not in folders:
+            _unknown(name_or_path)
+        folder = folders[name_or_path]
+    matching("*", None)  # importing the nets makes their architectures known
+    return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
+
+
+def _unknown(name: str) -> None:
+    names = list(trained())
+    if name in matching("*", None):
+        have = [n for n in names if n.startswith(f"{name}.")]
+        hint = f"its trained weights: {', '.join(have)}" if have else "it has no trained weights"
+        raise UserError(
+            f"'{name}' is a preset with random weights, for zoo.create; {hint}; "
+            "dir:PATH loads a folder that train.py exported"
+        )
+    near = closest(name, [*names, *matching("*", None)])
+    raise UserError(
+        f"unknown model '{name}': did you mean {' or '.join(near)}? "
+        "dir:PATH loads a folder that train.py exported"
+    )

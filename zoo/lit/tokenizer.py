@@ -1,0 +1,171 @@
+"""Training of any tokenizer: loop, learning rate and logging; the objective holds the losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from zoo.data.batch import Batch
+from zoo.errors import RunError, UserError
+from zoo.metrics.reconstruction import noisy_input_gain, psnr
+from zoo.nets.cdt import CDT
+from zoo.nets.pca import BlockPCA
+from zoo.nets.tokenizer import Tokenizer
+from zoo.objectives import Losses, Objective
+
+TIME_BINS = 4
+
+
+class TokenizerModule(LightningModule):
+    """Trains a CDT or a KL-VAE: the objective decides which losses.
+
+    Args:
+        net: what is trained.
+        objective: gives the named losses.
+        optimizer: called with the parameters.
+        warmup_steps: steps of linear warm-up; then a cosine over the rest of the run.
+        pca_clips: training clips that a net's linear shortcut is fitted on, before the first step.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: Tokenizer,
+        objective: Objective,
+        optimizer: OptimizerCallable,
+        warmup_steps: int = 100,
+        pca_clips: int = 400,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.pca_clips = pca_clips
+        self._by_time: list[tuple[Tensor, Tensor]] = []
+
+    def progress(self) -> float:
+        """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
+
+        A run with a time limit thus ends its schedule on a slow machine too.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        done = self.trainer.global_step / steps if 0 < steps < math.inf else 0.0
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
+                elapsed = callback.time_elapsed()
+                done = max(done, elapsed / max(1e-9, elapsed + left))
+        return min(1.0, done)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer with warm-up and cosine decay, updated each step."""
+        optimizer = self.optimizer(p for p in self.net.parameters() if p.requires_grad)
+
+        def scale(_: int) -> float:
+            warm = min(1.0, (self.trainer.global_step + 1) / max(1, self.warmup_steps))
+            return warm * 0.5 * (1 + math.cos(math.pi * self.progress()))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Load LPIPS and fit the shortcut, unless a checkpoint or `init_from` brought one."""
+        self.objective.prepare()
+        pca = getattr(self.net, "pca", None)
+        if isinstance(pca, BlockPCA) and not pca.basis.any():
+            source = self.trainer.datamodule.train  # type: ignore[attr-defined]
+            # the same clips on every rank, so that every rank has the same shortcut
+            picks = ((i // len(source), i % len(source)) for i in range(self.pca_clips))
+            pca.fit(source[pick].pixels[None].to(self.device) for pick in picks)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """One batch of clips; a non-finite term ends the run before it reaches the weights."""
+        losses: Losses = self.objective(self.net, batch.pixels, progress=self.progress())
+        values = torch.stack([v.detach().float() for v in losses.terms.values()])
+        if not torch.isfinite(values).all():
+            names = [
+                name for name, value in losses.terms.items() if not torch.isfinite(value).all()
+            ]
+            raise RunError(
+                f"step {self.trainer.global_step}: the loss term {', '.join(names)} is not finite "
+                f"on the clips {', '.join(batch.key)}: lower the learning rate or check the clips"
+            )
+        for name, value in losses.terms.items():
+            self.log(f"train/{name}", value, prog_bar=True)
+        self.log("train/loss", losses.total)
+        self._log_by_time(losses)
+        return losses.total
+
+    def _log_by_time(self, losses: Losses) -> None:
+        """The main term by diffusion time, in bins; the last time step has its own."""
+        if losses.time is None:
+            return
+        self._by_time.append((losses.time.detach(), losses.by_clip))
+        if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        time, value = (torch.cat(parts) for parts in zip(*self._by_time, strict=True))
+        self._by_time.clear()
+        bins = torch.where(time == 1, TIME_BINS, (time * TIME_BINS).long())
+        names = [f"{i / TIME_BINS:.2f}-{(i + 1) / TIME_BINS:.2f}" for i in range(TIME_BINS)]
+        for number, name in enumerate([*names, "1"]):
+            if (chosen := bins == number).any():
+                self.log(f"loss_at_t/{name}", value[chosen].mean())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told; a non-finite gradient ends the run, not the weights."""
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+        if self.trainer.precision == "16-mixed":
+            return  # its scaler expects overflows and skips those steps
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"step {self.trainer.global_step}: the gradient is not finite: lower the learning "
+                "rate or use a wider precision"
+            )
+
+    def validation_step(self, batch: Batch, index: int) -> Tensor:
+        """PSNR of one-step reconstructions; for a CDT also what the true x_t is worth to it."""
+        x = batch.pixels
+        generator = torch.Generator().manual_seed(index)
+        y = self.net.reconstruct(x, generator=generator)
+        self.log("val/psnr", psnr(y, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
+        if isinstance(self.net, CDT):
+            gain = noisy_input_gain(self.net, x, generator=generator).mean()
+            self.log("val/xt_gain", gain, prog_bar=True, batch_size=len(x), sync_dist=True)
+        return y
+
+    @torch.no_grad()
+    def measure_latents(self, *, clips: int = 64) -> None:
+        """Set the net's latent mean and std from training clips; a generator needs them.
+
+        Raises:
+            UserError: the data module has no training data.
+        """
+        source = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        if not len(source):
+            raise UserError("no training clips to measure the latents on")
+        means = []
+        for number in range(clips):
+            pick = (number // len(source), number % len(source))
+            x = source[pick].pixels[None].to(next(self.net.parameters()).device)
+            means.append(self.net.encode(x).mean.movedim(1, 0).flatten(1).float())
+        codes = torch.cat(means, dim=1)
+        self.net.latent_mean.copy_(codes.mean(1))
+        self.net.latent_std.copy_(codes.std(1))

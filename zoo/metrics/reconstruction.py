@@ -1,0 +1,75 @@
+"""Reconstruction measures. Outputs are rounded to 8 bits first, as a viewer would see them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.schedule import add_noise
+from zoo.errors import UserError
+from zoo.nets.cdt import CDT
+
+
+def to_8bit(x: Tensor) -> Tensor:
+    """Clip to [-1,1] and round to the 256 levels of an 8-bit picture; still in [-1,1]."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def _checked(y: Tensor, x: Tensor) -> Tensor:
+    if y.shape != x.shape or x.ndim != 5:
+        raise UserError(f"can't compare {tuple(y.shape)} with {tuple(x.shape)}: give [B,3,T,H,W]")
+    if x.min() < -1.001 or x.max() > 1.001:
+        raise UserError(
+            f"pixels in [{x.min():.3g}, {x.max():.3g}]: metrics take pixels in [-1, 1]"
+        )
+    return to_8bit(y)
+
+
+def psnr(y: Tensor, x: Tensor) -> Tensor:
+    """PSNR in dB of each clip, [B]: of each frame, then averaged over the clip's frames.
+
+    Args:
+        y: reconstruction, [B,3,T,H,W], rounded to 8 bits here.
+        x: original, [B,3,T,H,W] in [-1,1].
+
+    An exact frame counts as 100 dB.
+    """
+    error = (_checked(y, x) - x.float()).square().mean(dim=(1, 3, 4))
+    return (10 * torch.log10(4 / error.clamp_min(4e-10))).mean(1)
+
+
+def ssim(y: Tensor, x: Tensor) -> Tensor:
+    """SSIM of each clip, [B]: Gaussian window 11, sigma 1.5, of each frame, then averaged."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    frames = [v.movedim(2, 1).flatten(0, 1) for v in (_checked(y, x), x.float())]
+    value = structural_similarity_index_measure(
+        frames[0], frames[1], data_range=2.0, reduction="none"
+    )
+    assert isinstance(value, Tensor)
+    return value.view(len(x), -1).mean(1)
+
+
+def noisy_input_gain(
+    net: CDT, x: Tensor, *, t: float = 0.05, generator: torch.Generator | None = None
+) -> Tensor:
+    """What the true x_t is worth to a diffusion decoder, in dB of each clip, [B].
+
+    PSNR of the x0 predicted from the true noisy clip at time `t` less that predicted from pure
+    noise in its place. About 0 means that the decoder ignores x_t: a plain decoder in disguise.
+
+    Args:
+        x: clips [B,3,T,H,W] in [-1,1], T = 1 + k * time, sizes that the net needs no padding for.
+        t: diffusion time in (0,1).
+    """
+    device = x.device if generator is None else generator.device
+    noise, other = (
+        torch.randn(x.shape, generator=generator, device=device).to(x) for _ in range(2)
+    )
+    index = torch.full((len(x),), round(t * net.config.timesteps), device=x.device)
+    contexts, base = net.conditions(net.encode(x).mean)
+    noisy = add_noise(x, noise, net.alpha_bar.to(x)[index])
+    true, blind = (
+        psnr(net.denoise(given, index, contexts, base=base), x) for given in (noisy, other)
+    )
+    return true - blind

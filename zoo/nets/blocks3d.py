@@ -1,0 +1,266 @@
+"""Layers of the causal video nets. Everything takes [B,C,T,H,W] and `carry=None` (streaming.py).
+
+Structure after CDT (arXiv 2503.03708). Two kinds of residual block: `reference` (convolution, norm,
+ReLU, as published) and `light` (norm first, a 3x3x3 convolution split into 1x3x3 and 3x1x1), which
+trains better per FLOP at small scale.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.kernels import linear_attention
+from zoo.streaming import Carry, Temporal, windows
+
+Padding = Literal["zeros", "replicate"]
+BlockKind = Literal["reference", "light"]
+Upsampling = Literal["nearest", "transposed"]
+
+
+class CausalConv3d(nn.Conv3d, Temporal):
+    """A 3D convolution that sees the present and the past: [B,C,T,H,W] -> [B,C',T,H',W'].
+
+    Frames are padded in front only, space on both sides, with zeros or by repeating the edge.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: int | tuple[int, int, int],
+        *,
+        space_stride: int = 1,
+        padding: Padding = "zeros",
+        bias: bool = True,
+    ) -> None:
+        kt, kh, kw = (kernel,) * 3 if isinstance(kernel, int) else kernel
+        # zeros in space can be padded inside the convolution, which saves a copy
+        inside = (0, kh // 2, kw // 2) if padding == "zeros" else (0, 0, 0)
+        stride = (1, space_stride, space_stride)
+        super().__init__(channels, out_channels, (kt, kh, kw), stride, inside, bias=bias)
+        self.time_padding = kt - 1
+        self.edge: Padding = padding
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        if self.time_padding:
+            front = carry.read(self.slot) if carry else None
+            if front is None:
+                front = front_padding(x, self.time_padding, self.edge)
+            x = torch.cat([front, x], dim=2)
+            if carry:
+                carry.write(self.slot, x[:, :, -self.time_padding :])
+        _, kh, kw = self.kernel_size
+        if self.edge == "replicate" and (kh > 1 or kw > 1):
+            x = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2, 0, 0), mode="replicate")
+        return super().forward(x)
+
+
+def front_padding(x: Tensor, frames: int, padding: Padding) -> Tensor:
+    """What stands in front of a stream: `frames` frames of zeros, or of its first frame."""
+    first = x[:, :, :1].expand(-1, -1, frames, -1, -1)
+    return first if padding == "replicate" else torch.zeros_like(first)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position (eps 1e-5, affine)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # on channels-last data both moves are views; F.layer_norm is 9x the written-out formula
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ReferenceBlock(nn.Module):
+    """Convolution, channel norm, ReLU."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, kernel: tuple[int, int, int], padding: Padding
+    ) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, out_channels, kernel, padding=padding)
+        self.norm = ChannelNorm(out_channels)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return F.relu(self.norm(self.conv(x, carry)))
+
+
+class LightBlock(nn.Module):
+    """Channel norm, SiLU, a 1x3x3 and a 3x1x1 convolution."""
+
+    def __init__(self, channels: int, out_channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.space = CausalConv3d(channels, out_channels, (1, 3, 3), padding=padding)
+        self.time = CausalConv3d(out_channels, out_channels, (3, 1, 1), padding=padding)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return self.time(self.space(F.silu(self.norm(x))), carry)
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks with a skip; the embedding of the diffusion time is added between them.
+
+    Args:
+        channels, out_channels: a 1x1x1 convolution carries the skip where they differ.
+        time_dim: width of the time embedding; None for a net without diffusion time.
+        large: the first block's kernel is (3,7,7), as in the first block of each reference net.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kind: BlockKind,
+        padding: Padding,
+        time_dim: int | None = None,
+        large: bool = False,
+    ) -> None:
+        super().__init__()
+        self.time_mlp = (
+            nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(time_dim, out_channels))
+            if time_dim is not None
+            else None
+        )
+        if kind == "reference":
+            kernel = (3, 7, 7) if large else (3, 3, 3)
+            self.block1: nn.Module = ReferenceBlock(
+                channels, out_channels, kernel=kernel, padding=padding
+            )
+            self.block2: nn.Module = ReferenceBlock(
+                out_channels, out_channels, kernel=(3, 3, 3), padding=padding
+            )
+        else:
+            self.block1 = LightBlock(channels, out_channels, padding=padding)
+            self.block2 = block2 = LightBlock(out_channels, out_channels, padding=padding)
+            # a residual branch that starts near zero: the net starts as its skips and shortcuts
+            nn.init.zeros_(block2.time.weight)
+        self.skip = CausalConv3d(channels, out_channels, 1) if channels != out_channels else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None, carry: Carry | None = None) -> Tensor:
+        h: Tensor = self.block1(x, carry)
+        if self.time_mlp is not None:
+            assert time is not None
+            h = h + self.time_mlp(time)[:, :, None, None, None]
+        h = self.block2(h, carry)
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class FrameAttention(nn.Module):
+    """x + linear attention of normed x, within each frame; one head as wide as the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = CausalConv3d(channels, 3 * channels, 1, bias=False)
+        self.to_out = CausalConv3d(channels, channels, 1)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[3]
+        q, k, v = rearrange(
+            self.to_qkv(self.norm(x)), "b (s c) t h w -> s b t (h w) c", s=3
+        ).unbind()
+        out = linear_attention(q, k, v)
+        return x + self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
+
+
+class SpaceDown(nn.Module):
+    """Halve height and width: 1x3x3 convolution, stride 2."""
+
+    def __init__(self, channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, (1, 3, 3), space_stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class SpaceUp(nn.Module):
+    """Double height and width: nearest + 1x5x5 convolution, or a transposed 1x5x5 convolution."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, upsampling: Upsampling, padding: Padding
+    ) -> None:
+        super().__init__()
+        self.nearest = upsampling == "nearest"
+        if upsampling == "nearest":
+            self.conv: nn.Module = CausalConv3d(channels, out_channels, (1, 5, 5), padding=padding)
+        else:
+            self.conv = nn.ConvTranspose3d(
+                channels,
+                out_channels,
+                (1, 5, 5),
+                (1, 2, 2),
+                (0, 2, 2),
+                output_padding=(0, 1, 1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.nearest:
+            x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest-exact")
+        y: Tensor = self.conv(x)
+        return y
+
+
+class TimeDown(Temporal):
+    """Halve the frames: T -> (T - 1) // 2 + 1, causal, kernel 3, stride 2; starts as a mean of 2."""
+
+    def __init__(self, channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), (2, 1, 1))
+        self.edge: Padding = padding
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        identity = torch.eye(channels, device=self.conv.weight.device)[:, :, None, None]
+        with torch.no_grad():
+            self.conv.weight[:, :, 1:] = 0.5 * identity[:, :, None]
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        front = carry.read(self.slot) if carry else None
+        if front is None:
+            front = front_padding(x, 2, self.edge)
+        ready, rest = windows(front, x, kernel=3, stride=2)
+        if carry:
+            carry.write(self.slot, rest)
+        return self.conv(ready) if ready.shape[2] else ready
+
+
+class TimeUp(Temporal):
+    """Double the frames; the first frame of a stream stays one: T -> 2T - 1, then 2T."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, 2 * channels, 1)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        identity = torch.eye(channels, device=self.conv.weight.device)
+        with torch.no_grad():
+            weight = identity.repeat_interleave(2, dim=0)
+            self.conv.weight.copy_(weight[:, :, None, None, None])
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        y = rearrange(self.conv(x), "b (c p) t h w -> b c (t p) h w", p=2)
+        begun = carry is not None and carry.read(self.slot) is not None
+        if carry:
+            # a marker with no element: that it is there says the stream has begun
+            carry.write(self.slot, x.new_empty(x.shape[0], 0))
+        return y if begun else y[:, :, 1:]
+
+
+def space_to_depth(x: Tensor, patch: int) -> Tensor:
+    """[B,C,T,H,W] -> [B, C * patch^2, T, H / patch, W / patch]."""
+    if patch == 1:
+        return x
+    return rearrange(x, "b c t (h p) (w q) -> b (c p q) t h w", p=patch, q=patch)
+
+
+def depth_to_space(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `space_to_depth`."""
+    if patch == 1:
+        return x
+    return rearrange(x, "b (c p q) t h w -> b c t (h p) (w q)", p=patch, q=patch)

@@ -1,0 +1,135 @@
+"""CDT: a video tokenizer whose decoder is a causal, conditioned diffusion model.
+
+arXiv 2503.03708. One sampling step is the usual setting; more steps keep one UNet state each, so
+that a chunk of a stream leaves only when all its steps are done and the context is decoded once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zoo.diffusion.samplers import ddim_step, frame_noise
+from zoo.diffusion.schedule import cosine_alpha_bar, sampling_indices
+from zoo.nets.cdt_context import ContextDecoder, Encoder
+from zoo.nets.cdt_unet import CDTConfig, DenoisingUNet
+from zoo.nets.posterior import Posterior
+from zoo.nets.tokenizer import Size, Tokenizer
+from zoo.registry import register
+from zoo.streaming import Carry, name_slots
+
+
+class CDT(Tokenizer):
+    """Encoder, context decoder and denoising UNet."""
+
+    architecture: ClassVar[str] = "cdt"
+    config_class = CDTConfig
+    config: CDTConfig
+
+    def __init__(self, config: CDTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compression: Size = config.compression
+        self.latent_channels = config.latent_channels
+        self._register_latent_statistics()
+        self.encoder = Encoder(config)
+        self.context = ContextDecoder(config)
+        self.unet = DenoisingUNet(config)
+        self.pca = config.build_pca()
+        name_slots(self)
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """The noise schedule, [timesteps], float64 on the CPU."""
+        return cosine_alpha_bar(self.config.timesteps)
+
+    def denoise(
+        self,
+        x: Tensor,
+        index: Tensor,
+        contexts: list[Tensor],
+        *,
+        base: Tensor | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
+        """Predict x0 [B,3,T,H,W] of noisy `x` at schedule indices `index` [B].
+
+        `contexts` and `base` are what `conditions` returned for the same frames.
+        """
+        t = index.to(x.device, torch.float32) / self.config.timesteps
+        x0: Tensor = self.unet(x, t, contexts, base=base, carry=carry)
+        return x0
+
+    def conditions(
+        self, z: Tensor, carry: Carry | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """What the UNet is given for latents `z`: contexts and the shortcut's picture."""
+        contexts: list[Tensor] = self.context(z, carry)
+        return contexts, None if self.pca is None else self.pca.expand(z, carry)
+
+    def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
+        posterior = Posterior.from_moments(self.encoder(x, carry))
+        if self.pca is None:
+            return posterior
+        return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
+
+    def _decode(
+        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        contexts, base = self.conditions(z, carry)
+        time, height, width = self.compression
+        begun = carry is not None and carry.read("begun") is not None
+        if carry:
+            carry.write("begun", z.new_empty(z.shape[0], 0))
+        frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
+        frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
+        x = self.config.gamma * frame_noise(frame, frames, generator=generator)
+        alpha_bar = self.alpha_bar.tolist()
+        indices = sampling_indices(self.config.timesteps, steps)
+        for step, index in enumerate(indices):
+            x0 = self.denoise(
+                x,
+                torch.full((len(x),), index),
+                contexts,
+                base=base,
+                carry=carry.scope(f"step{step}") if carry else None,
+            )
+            following = alpha_bar[indices[step + 1]] if step + 1 < steps else 1.0
+            x = ddim_step(x, x0, alpha_bar=alpha_bar[index], next_alpha_bar=following)
+        return x
+
+
+@register(family="cdt")
+def cdt_tiny(
+    *,
+    latent_channels: int = 16,
+    context_dim: int = 64,
+    unet_dim: int = 64,
+    gamma: float = 0.8,
+) -> CDT:
+    """4x8x8, 16 latent channels, under 4 M parameters: trains on a CPU."""
+    return CDT(
+        CDTConfig(
+            latent_channels=latent_channels,
+            context_dim=context_dim,
+            context_mults=(1, 2, 3),
+            context_channels=context_dim,
+            space_down=(1, 0, 0),
+            time_down=(1, 1, 0),
+            padding="zeros",
+            block="light",
+            patch=4,
+            pca=True,
+            unet_dim=unet_dim,
+            unet_mults=(1, 2, 3, 3),
+            condition_times=3,
+            context_norm=True,
+            top_blocks=2,
+            gamma=gamma,
+        )
+    )
+
+
+__all__ = ["CDT", "CDTConfig", "cdt_tiny"]

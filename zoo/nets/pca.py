@@ -1,0 +1,150 @@
+"""Principal components of pixel blocks: the linear tokenizer that any net has to beat.
+
+One block is (time x height x width x 3) numbers, (1 x height x width x 3) in the first frame, each
+with its own basis. It serves twice: as a baseline in tables, and as the fixed shortcut beside the
+learned layers of the small nets, so that training starts from the best linear code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.nets.posterior import Posterior
+from zoo.nets.tokenizer import Size, Tokenizer, missing_frames, pad_space, pad_time
+from zoo.streaming import Carry, Temporal, name_slots, windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAConfig:
+    """latent_channels: components kept of each block; compression: the block (t, h, w)."""
+
+    latent_channels: int = 16
+    compression: tuple[int, ...] = (4, 8, 8)
+
+
+class BlockPCA(Tokenizer, Temporal):
+    """Whitened PCA of blocks. Zeros until `fit`: it then encodes to 0 and decodes to 0."""
+
+    architecture: ClassVar[str] = "pca"
+    config_class = PCAConfig
+
+    first_mean: Tensor
+    first_basis: Tensor
+    mean: Tensor
+    basis: Tensor
+
+    def __init__(self, config: PCAConfig) -> None:
+        super().__init__()
+        self.config = config
+        t, h, w = config.compression
+        self.compression: Size = (t, h, w)
+        self.latent_channels = config.latent_channels
+        self._register_latent_statistics()
+        for name, size in (("first_", 3 * h * w), ("", 3 * t * h * w)):
+            self.register_buffer(f"{name}mean", torch.zeros(size))
+            # rows: orthogonal directions, each as long as the standard deviation along it
+            self.register_buffer(f"{name}basis", torch.zeros(config.latent_channels, size))
+        name_slots(self)
+
+    @torch.no_grad()
+    def fit(self, clips: Iterable[Tensor]) -> BlockPCA:
+        """Fit both bases on clips [B,3,T,H,W] in [-1,1]; first frames feed the first basis.
+
+        Raises:
+            UserError: fewer blocks than components.
+        """
+        moments: dict[str, tuple[int, Tensor, Tensor]] = {}
+        for clip in clips:
+            x = pad_space(clip, self.compression)
+            x = pad_time(x, missing_frames(x.shape[2], self.compression[0]))
+            for name, frames, time in (
+                ("first_", x[:, :, :1], 1),
+                ("", x[:, :, 1:], self.compression[0]),
+            ):
+                if frames.shape[2]:
+                    blocks = self._blocks(frames, time=time).flatten(0, -2).double()
+                    count, total, outer = moments.get(name, (0, torch.zeros(()), torch.zeros(())))
+                    moments[name] = (
+                        count + len(blocks),
+                        total + blocks.sum(0),
+                        outer + blocks.T @ blocks,
+                    )
+        for name in ("first_", ""):
+            if name not in moments or moments[name][0] < self.latent_channels:
+                raise UserError(
+                    "a block PCA needs clips of at least 1 + "
+                    f"{self.compression[0]} frames and {self.latent_channels} blocks"
+                )
+            count, total, outer = moments[name]
+            mean = total / count
+            values, vectors = torch.linalg.eigh(outer / count - mean[:, None] * mean)
+            std = values.clamp_min(1e-12).sqrt().flip(0)[: self.latent_channels]
+            basis = vectors.T.flip(0)[: self.latent_channels] * std[:, None]
+            getattr(self, f"{name}mean").copy_(mean)
+            getattr(self, f"{name}basis").copy_(basis)
+        return self
+
+    def project(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Codes [B,c,t,h,w] (unit variance on the fitted data) of pixels [B,3,T,H,W]."""
+        codes = []
+        waiting = carry.read(self.slot) if carry else None
+        if waiting is None:
+            codes.append(self._project(x[:, :, :1], self.first_mean, self.first_basis, time=1))
+            x, waiting = x[:, :, 1:], x[:, :, :0]
+        time = self.compression[0]
+        ready, rest = windows(waiting, x, kernel=time, stride=time)
+        if carry:
+            carry.write(self.slot, rest)
+        codes.append(self._project(ready, self.mean, self.basis, time=time))
+        return torch.cat(codes, dim=2)
+
+    def expand(self, z: Tensor, carry: Carry | None = None) -> Tensor:
+        """Pixels of codes: the best linear reconstruction."""
+        begun = carry is not None and carry.read(f"{self.slot}.expand") is not None
+        if carry:
+            carry.write(f"{self.slot}.expand", z.new_empty(z.shape[0], 0))
+        parts = []
+        if not begun:
+            parts.append(self._expand(z[:, :, :1], self.first_mean, self.first_basis, time=1))
+            z = z[:, :, 1:]
+        if z.shape[2]:
+            parts.append(self._expand(z, self.mean, self.basis, time=self.compression[0]))
+        return torch.cat(parts, dim=2)
+
+    def _blocks(self, x: Tensor, *, time: int) -> Tensor:
+        _, h, w = self.compression
+        return rearrange(
+            x, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=time, q=h, r=w
+        )
+
+    def _project(self, x: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
+        # full precision whatever the nets around it use: the shortcut is exact or it is no anchor
+        with torch.autocast(x.device.type, enabled=False):
+            length = basis.float().square().sum(1, keepdim=True)
+            inverse = basis.float() / length.clamp_min(1e-12)
+            codes = (self._blocks(x.float(), time=time) - mean.float()) @ inverse.T
+        return codes.movedim(-1, 1).to(x.dtype)
+
+    def _expand(self, z: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
+        _, h, w = self.compression
+        with torch.autocast(z.device.type, enabled=False):
+            blocks = z.float().movedim(1, -1) @ basis.float() + mean.float()
+            x = rearrange(
+                blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w
+            )
+        return x.to(z.dtype)
+
+    def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
+        return Posterior(self.project(x, carry))
+
+    def _decode(
+        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        return self.expand(z, carry)
