@@ -1,0 +1,6 @@
+"""Fetch and inspect data. See --help."""
+
+from zoo.cli import find, run
+
+if __name__ == "__main__":
+    run(find("data"))
