@@ -55,7 +55,7 @@ class Server:
             def do_GET(self) -> None:
                 outer.requests.append(self.path)
                 status, body, length = outer.bodies.get(self.path, (404, b"", 0))
-                outer.go.wait(30)
+                outer.go.wait(120)
                 self.send_response(status)
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
@@ -358,14 +358,14 @@ def test_processes_download_once(flock: bool, server: Server, put: Put, tmp_path
     for worker in workers:
         worker.start()
     try:
-        first = [said.get(timeout=20) for _ in workers]
+        first = [said.get(timeout=90) for _ in workers]
         assert sum(text.startswith("waiting for another process") for text in first) == 2
         server.go.set()
-        assert [said.get(timeout=20) for _ in workers] == ["done True"] * 3
+        assert [said.get(timeout=90) for _ in workers] == ["done True"] * 3
     finally:
         server.go.set()
         for worker in workers:
-            worker.join(20)
+            worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert len(server.requests) == 1
     assert left(tmp_path) == {"thing.bin", ".thing.bin.ok"}

@@ -69,7 +69,6 @@ def score(
     device = next(net.parameters()).device
     lpips = Perceptual("alexnet")
     lpips.load()
-    count = module.pca_clips
 
     def seeded(x: Tensor) -> Tensor:
         # each batch its own generator: the noise doesn't depend on what was scored before
@@ -81,8 +80,7 @@ def score(
     for channels in sorted({8, net.latent_channels}):
         config = PCAConfig(latent_channels=channels, compression=net.compression)
         pca = BlockPCA(config).to(device)
-        picks = ((i // len(train), i % len(train)) for i in range(count))
-        pca.fit(train[pick].pixels[None].to(device) for pick in picks)
+        pca.fit(sample.pixels[None].to(device) for sample in train.spread(module.pca_clips))
         models[f"PCA-{channels}"] = pca.reconstruct
     models[type(net).__name__] = seeded
     rows = evaluate(models, _batches(val, size, device), lpips=lpips)

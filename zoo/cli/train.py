@@ -44,7 +44,8 @@ class _Parser(LightningArgumentParser):
 
     def known_keys(self) -> list[str]:
         """Every option of this parser and its subcommands."""
-        parsers = [self, *getattr(self._subcommands_action, "choices", {}).values()]
+        subcommands = self._subcommands_action
+        parsers = [self, *(subcommands.choices.values() if subcommands is not None else ())]
         return [
             option.removeprefix("--")
             for parser in parsers
@@ -77,10 +78,6 @@ class ZooCLI(LightningCLI):
     """
 
     out: Path
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Our parser in place of Lightning's."""
-        return _Parser(**kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -270,6 +267,7 @@ def main(arguments: Sequence[str]) -> int:
         args=_with_defaults(arguments),
         seed_everything_default=0,
         save_config_callback=None,
+        parser_class=_Parser,
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "zoo train", "fit": {"prog": "zoo train fit", "epilog": EXAMPLES}},
     )

@@ -8,6 +8,7 @@ nor the frame cache change what is drawn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -182,6 +183,13 @@ class Source(Dataset[Sample], ABC):
             )
             return Sample(pixels, "", file.key + suffix)
         raise RunError(f"{_ATTEMPTS} samples of {self.root} in a row can't be read; see {file.key}")
+
+    def spread(self, count: int) -> Iterator[Sample]:
+        """`count` samples spread evenly over the source: of later epochs when it has fewer."""
+        epochs = -(-count // len(self))
+        for number in range(count):
+            place = number * epochs * len(self) // count
+            yield self[divmod(place, len(self))]
 
     @abstractmethod
     def __len__(self) -> int: ...

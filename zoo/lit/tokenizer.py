@@ -82,8 +82,7 @@ class TokenizerModule(LightningModule):
         if isinstance(pca, BlockPCA) and not pca.basis.any():
             source = self.trainer.datamodule.train  # type: ignore[attr-defined]
             # the same clips on every rank, so that every rank has the same shortcut
-            picks = ((i // len(source), i % len(source)) for i in range(self.pca_clips))
-            pca.fit(source[pick].pixels[None].to(self.device) for pick in picks)
+            pca.fit(s.pixels[None].to(self.device) for s in source.spread(self.pca_clips))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch of clips; a non-finite term ends the run before it reaches the weights."""
@@ -162,9 +161,8 @@ class TokenizerModule(LightningModule):
         if not len(source):
             raise UserError("no training clips to measure the latents on")
         means = []
-        for number in range(clips):
-            pick = (number // len(source), number % len(source))
-            x = source[pick].pixels[None].to(next(self.net.parameters()).device)
+        for sample in source.spread(clips):
+            x = sample.pixels[None].to(next(self.net.parameters()).device)
             means.append(self.net.encode(x).mean.movedim(1, 0).flatten(1).float())
         codes = torch.cat(means, dim=1)
         self.net.latent_mean.copy_(codes.mean(1))

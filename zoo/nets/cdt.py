@@ -105,8 +105,8 @@ class CDT(Tokenizer):
 def cdt_tiny(
     *,
     latent_channels: int = 16,
-    context_dim: int = 64,
-    unet_dim: int = 64,
+    context_dim: int = 48,
+    unet_dim: int = 32,
     gamma: float = 0.8,
 ) -> CDT:
     """4x8x8, 16 latent channels, under 4 M parameters: trains on a CPU."""
@@ -114,7 +114,7 @@ def cdt_tiny(
         CDTConfig(
             latent_channels=latent_channels,
             context_dim=context_dim,
-            context_mults=(1, 2, 3),
+            context_mults=(1, 2, 2),
             context_channels=context_dim,
             space_down=(1, 0, 0),
             time_down=(1, 1, 0),
@@ -123,8 +123,9 @@ def cdt_tiny(
             patch=4,
             pca=True,
             unet_dim=unet_dim,
-            unet_mults=(1, 2, 3, 3),
+            unet_mults=(1, 2, 3),
             condition_times=3,
+            level_blocks=1,
             context_norm=True,
             top_blocks=2,
             gamma=gamma,

@@ -72,13 +72,13 @@ class KLVAEVideo(Tokenizer):
 
 
 @register(family="kl_vae")
-def klvae_video_tiny(*, latent_channels: int = 16, context_dim: int = 64) -> KLVAEVideo:
+def klvae_video_tiny(*, latent_channels: int = 16, context_dim: int = 48) -> KLVAEVideo:
     """4x8x8, 16 latent channels: the encoder of `cdt_tiny`, a deterministic decoder."""
     return KLVAEVideo(
         KLVAEVideoConfig(
             latent_channels=latent_channels,
             context_dim=context_dim,
-            context_mults=(1, 2, 3),
+            context_mults=(1, 2, 2),
             context_channels=context_dim,
             space_down=(1, 0, 0),
             time_down=(1, 1, 0),
