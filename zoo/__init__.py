@@ -1,11 +1,11 @@
 """A model zoo for generative vision.
 
-    import zoo
-    zoo.list_models()                       # names
-    net = zoo.create("cdt_tiny")            # random weights
-    net = zoo.load("dir:runs/quickstart/export")
-    z = net.encode(video).mean              # video: [B,3,T,H,W] in [-1,1]
-    back = net.decode(z, size=video.shape[2:])
+import zoo
+zoo.list_models()                       # names
+net = zoo.create("cdt_tiny")            # random weights
+net = zoo.load("dir:runs/quickstart/export")
+z = net.encode(video).mean              # video: [B,3,T,H,W] in [-1,1]
+back = net.decode(z, size=video.shape[2:])
 """
 
 from zoo.errors import RunError, UserError

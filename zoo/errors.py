@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises; command-line tools print it as one sentence, status 2."""
+"""What a user's mistake and a failed run raise; command-line tools print one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (a non-finite loss, too many broken files): one sentence, status 1."""
+    """A run that cannot go on (non-finite loss, too many broken files): one sentence, status 1."""
 
 
 def closest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:

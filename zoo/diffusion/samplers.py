@@ -17,7 +17,8 @@ def ddim_step(x: Tensor, x0: Tensor, *, alpha_bar: float, next_alpha_bar: float)
     if next_alpha_bar == 1.0:
         return x0
     noise = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
-    return next_alpha_bar**0.5 * x0 + (1 - next_alpha_bar) ** 0.5 * noise
+    following: Tensor = next_alpha_bar**0.5 * x0 + (1 - next_alpha_bar) ** 0.5 * noise
+    return following
 
 
 def frame_noise(like: Tensor, frames: int, *, generator: torch.Generator | None) -> Tensor:

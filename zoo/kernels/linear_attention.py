@@ -22,4 +22,5 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q = q.float().softmax(dim=-1) if dtype.itemsize < 4 else q.softmax(dim=-1)
     k = k.float().softmax(dim=-2) if dtype.itemsize < 4 else k.softmax(dim=-2)
     summary = k.transpose(-2, -1) @ v.to(k.dtype)
-    return ((q * q.shape[-1] ** -0.5) @ summary).to(dtype)
+    out: Tensor = (q * q.shape[-1] ** -0.5) @ summary
+    return out.to(dtype)

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from zoo.data.batch import Batch
+from zoo.data.transforms import to_uint8
 from zoo.data.writer import VideoWriter
 from zoo.errors import RunError
-from zoo.lit.pictures import save_strip, to_uint8
+from zoo.lit.pictures import save_strip
 
 
 class EMA(WeightAveraging):
@@ -77,7 +78,7 @@ class Samples(Callback):
                         writer.write(frame.numpy())
         self.latest = strip, film
         for logger in trainer.loggers:
-            add = getattr(logger.experiment, "add_image", None)
+            add = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add is not None:
                 import torchvision
 

@@ -9,12 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zoo.data.transforms import to_uint8
+
 ERROR_GAIN = 4
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """[-1,1] to uint8, rounded."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def save_strip(path: Path, x: Tensor, y: Tensor, *, frames: int = 4) -> None:

@@ -73,7 +73,10 @@ class TokenizerModule(LightningModule):
             return warm * 0.5 * (1 + math.cos(math.pi * self.progress()))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def on_fit_start(self) -> None:
         """Load LPIPS and fit the shortcut, unless a checkpoint or `init_from` brought one."""

@@ -19,9 +19,7 @@ def _checked(y: Tensor, x: Tensor) -> Tensor:
     if y.shape != x.shape or x.ndim != 5:
         raise UserError(f"can't compare {tuple(y.shape)} with {tuple(x.shape)}: give [B,3,T,H,W]")
     if x.min() < -1.001 or x.max() > 1.001:
-        raise UserError(
-            f"pixels in [{x.min():.3g}, {x.max():.3g}]: metrics take pixels in [-1, 1]"
-        )
+        raise UserError(f"pixels in [{x.min():.3g}, {x.max():.3g}]: metrics take pixels in [-1, 1]")
     return to_8bit(y)
 
 

@@ -98,7 +98,8 @@ class LightBlock(nn.Module):
         self.time = CausalConv3d(out_channels, out_channels, (3, 1, 1), padding=padding)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return self.time(self.space(F.silu(self.norm(x))), carry)
+        y: Tensor = self.time(self.space(F.silu(self.norm(x))), carry)
+        return y
 
 
 class ResnetBlock(nn.Module):
@@ -167,7 +168,8 @@ class FrameAttention(nn.Module):
             self.to_qkv(self.norm(x)), "b (s c) t h w -> s b t (h w) c", s=3
         ).unbind()
         out = linear_attention(q, k, v)
-        return x + self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
+        y: Tensor = self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
+        return x + y
 
 
 class SpaceDown(nn.Module):
@@ -178,7 +180,8 @@ class SpaceDown(nn.Module):
         self.conv = CausalConv3d(channels, channels, (1, 3, 3), space_stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        y: Tensor = self.conv(x)
+        return y
 
 
 class SpaceUp(nn.Module):
@@ -209,7 +212,7 @@ class SpaceUp(nn.Module):
 
 
 class TimeDown(Temporal):
-    """Halve the frames: T -> (T - 1) // 2 + 1, causal, kernel 3, stride 2; starts as a mean of 2."""
+    """Halve the frames: T -> (T - 1) // 2 + 1, causal, kernel 3, stride 2; at first a mean of 2."""
 
     def __init__(self, channels: int, *, padding: Padding) -> None:
         super().__init__()
@@ -228,7 +231,8 @@ class TimeDown(Temporal):
         ready, rest = windows(front, x, kernel=3, stride=2)
         if carry:
             carry.write(self.slot, rest)
-        return self.conv(ready) if ready.shape[2] else ready
+        y: Tensor = self.conv(ready) if ready.shape[2] else ready
+        return y
 
 
 class TimeUp(Temporal):
@@ -244,7 +248,7 @@ class TimeUp(Temporal):
             self.conv.weight.copy_(weight[:, :, None, None, None])
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        y = rearrange(self.conv(x), "b (c p) t h w -> b c (t p) h w", p=2)
+        y: Tensor = rearrange(self.conv(x), "b (c p) t h w -> b c (t p) h w", p=2)
         begun = carry is not None and carry.read(self.slot) is not None
         if carry:
             # a marker with no element: that it is there says the stream has begun

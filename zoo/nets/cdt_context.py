@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
         backwards = widths[::-1]
         self.walk = nn.ModuleList(
             ResnetBlock(a, b, kind=config.block, padding=config.padding)
-            for a, b in zip(backwards[:-1], backwards[1:], strict=True)
+            for a, b in itertools.pairwise(backwards)
         )
         self.head = nn.Conv3d(widths[0], 2 * config.latent_channels, 1)
         if config.pca:
@@ -152,10 +153,11 @@ class Encoder(nn.Module):
             x = stage(x, carry)
             if not x.shape[2]:
                 return x.new_empty(x.shape[0], 2 * self.config.latent_channels, 0, height, width)
-        y: Tensor = self.direct(x)
+        direct = self.direct(x)
         for block in self.walk:
             x = block(x, None, carry)
-        return y + self.head(x)
+        moments: Tensor = direct + self.head(x)
+        return moments
 
 
 class DecoderStage(nn.Module):
@@ -171,9 +173,7 @@ class DecoderStage(nn.Module):
         self.space: nn.Module | None = None
         self.mapping: ResnetBlock | None = None
         if config.space_down[index]:
-            self.space = SpaceUp(
-                inner, out_channels, upsampling=config.upsampling, padding=padding
-            )
+            self.space = SpaceUp(inner, out_channels, upsampling=config.upsampling, padding=padding)
         elif last:
             self.mapping = ResnetBlock(inner, out_channels, kind=kind, padding=padding)
         self.time = TimeUp(out_channels) if config.time_down[index] else None
@@ -199,7 +199,7 @@ class ContextDecoder(nn.Module):
         self.stem = nn.Conv3d(config.latent_channels, widths[0], 1)
         self.walk = nn.ModuleList(
             ResnetBlock(a, b, kind=config.block, padding=config.padding)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in itertools.pairwise(widths)
         )
         outputs = (*widths[:-1][::-1], config.context_channels)
         count = len(widths)

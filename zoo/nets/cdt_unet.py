@@ -188,7 +188,7 @@ class DenoisingUNet(nn.Module):
             [B,3,T,H,W].
         """
         patch = self.config.patch
-        time = self.time_mlp(t[:, None].to(self.time_mlp[0].weight.dtype))
+        time = self.time_mlp(t[:, None].to(x.dtype))
         x = space_to_depth(x, patch).contiguous(memory_format=torch.channels_last_3d)
         if self.stem is not None:
             x = self.stem(x)

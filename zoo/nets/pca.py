@@ -120,9 +120,7 @@ class BlockPCA(Tokenizer, Temporal):
 
     def _blocks(self, x: Tensor, *, time: int) -> Tensor:
         _, h, w = self.compression
-        return rearrange(
-            x, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=time, q=h, r=w
-        )
+        return rearrange(x, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=time, q=h, r=w)
 
     def _project(self, x: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         # full precision whatever the nets around it use: the shortcut is exact or it is no anchor
@@ -136,9 +134,7 @@ class BlockPCA(Tokenizer, Temporal):
         _, h, w = self.compression
         with torch.autocast(z.device.type, enabled=False):
             blocks = z.float().movedim(1, -1) @ basis.float() + mean.float()
-            x = rearrange(
-                blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w
-            )
+            x = rearrange(blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w)
         return x.to(z.dtype)
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:

@@ -54,7 +54,9 @@ class Pretrained(nn.Module):
             part.write_text(json.dumps(text, indent=2) + "\n")
             os.replace(part, folder / CONFIG_FILE)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"can't write the model to {folder} ({error}): give another folder")
+            raise UserError(
+                f"can't write the model to {folder} ({error}): give another folder"
+            ) from error
         finally:
             # a folder that could not be made has no part either
             if part.parent.is_dir():

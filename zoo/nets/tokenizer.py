@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.nets.pretrained import Pretrained
 from zoo.nets.posterior import Posterior
+from zoo.nets.pretrained import Pretrained
 from zoo.streaming import Carry, State
 
 Size = tuple[int, int, int]

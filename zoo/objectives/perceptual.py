@@ -48,7 +48,8 @@ def build_lpips(net: str) -> nn.Module:
     """lpips.LPIPS with the heads of the package and the backbone of facts `lpips_NET.ckpt`."""
     import lpips
 
-    from zoo.assets import fetch, load_lpips_backbone
+    from zoo.assets import fetch
+    from zoo.objectives.backbones import load_lpips_backbone
 
     name: Any = net
     weights = load_lpips_backbone(name, fetch(f"lpips_{net}.ckpt"))

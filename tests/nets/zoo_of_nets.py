@@ -1,0 +1,73 @@
+"""The nets that contract tests run over: every preset, and the published structures at toy width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from zoo.nets.cdt import CDT, CDTConfig
+from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
+from zoo.nets.pca import BlockPCA, PCAConfig
+from zoo.nets.tokenizer import Tokenizer
+from zoo.registry import presets
+
+
+def _published(**changes: object) -> CDT:
+    """CDT's own structure (post-norm blocks, no shortcut), narrow."""
+    values = {"context_dim": 4, "unet_dim": 4, "latent_channels": 3, "unet_mults": (1, 1, 2, 2, 2)}
+    return CDT(CDTConfig(**(values | changes)))  # type: ignore[arg-type]
+
+
+def like_small() -> CDT:
+    """Replicate padding, transposed convolutions, space halved first."""
+    return _published(padding="replicate", upsampling="transposed", context_channels=3)
+
+
+def like_base() -> CDT:
+    """Zero padding, nearest + 5x5, the last stage without space."""
+    return _published(
+        padding="zeros",
+        upsampling="nearest",
+        context_channels=4,
+        space_down=(0, 1, 1, 1),
+        time_down=(0, 0, 1, 1),
+    )
+
+
+def published_vae() -> KLVAEVideo:
+    """The video KL-VAE on published blocks."""
+    return KLVAEVideo(KLVAEVideoConfig(context_dim=4, latent_channels=3))
+
+
+def pca() -> BlockPCA:
+    """The linear tokenizer, fitted on noise."""
+    return BlockPCA(PCAConfig(latent_channels=5, compression=(4, 8, 8)))
+
+
+BUILDERS: dict[str, Callable[[], Tokenizer]] = {
+    **{name: preset.build for name, preset in presets().items()},  # type: ignore[dict-item]
+    **{build.__name__: build for build in (like_small, like_base, published_vae, pca)},
+}
+
+
+def make(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tokenizer:
+    """A net whose every parameter matters: zero-initialised ones are filled, shortcuts fitted."""
+    torch.manual_seed(seed)
+    net = BUILDERS[name]().to(dtype).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    for module in net.modules():
+        if isinstance(module, BlockPCA):
+            module.fit([torch.rand(2, 3, 17, 32, 32, dtype=dtype) * 2 - 1])
+    return net.requires_grad_(False)
+
+
+def video(
+    frames: int = 9, height: int = 16, width: int = 24, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Noise of two clips; any dependence shows on it."""
+    generator = torch.Generator().manual_seed(frames)
+    noise = torch.rand(2, 3, frames, height, width, generator=generator, dtype=torch.float64)
+    return (2 * noise - 1).to(dtype)
