@@ -88,8 +88,8 @@ def test_interleaved_streams_and_a_failure_do_not_meet(name: str) -> None:
 def test_state_is_data(name: str) -> None:
     """Steps never change the old state; it replays bit for bit, also after torch.save; a stream
     leaves a batch by indexing."""
-    net = make(name)
-    z = net.encode(video(17)).mean
+    net = make(name, dtype=torch.float64)
+    z = net.encode(video(17, dtype=torch.float64)).mean
     _, state = net.decode_step(z[:, :, :2], None, generator=generator())
     before = {k: v.clone() for k, v in state.items()}
     y, _ = net.decode_step(z[:, :, 2:4], state, generator=generator())
@@ -106,7 +106,7 @@ def test_state_is_data(name: str) -> None:
     if name.startswith(("cdt", "like")):
         return  # its noise is drawn for the whole batch, so one clip's differs
     alone, _ = net.decode_step(z[1:, :, 2:4], one)
-    assert (alone - y[1:]).abs().max() < 1e-5 * y.abs().max()
+    assert (alone - y[1:]).abs().max() < 1e-11 * y.abs().max()
 
 
 def test_nets_with_other_padding_do_not_disturb() -> None:
