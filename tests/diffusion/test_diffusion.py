@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_cosine_schedule_is_the_running_product() -> None:
     grid = [i * (timesteps + 1) / timesteps for i in range(timesteps + 1)]
     f = [math.cos((g / (timesteps + 1) + s) / (1 + s) * math.pi / 2) ** 2 for g in grid]
     product, expected = 1.0, []
-    for before, after in zip(f, f[1:], strict=False):
+    for before, after in itertools.pairwise(f):
         product *= 1 - min(max(1 - after / before, 0.0), 0.999)
         expected.append(product)
     assert np.allclose(cosine_alpha_bar(timesteps).numpy(), expected, rtol=1e-10, atol=0)
@@ -34,7 +35,7 @@ def test_one_step_starts_at_the_last_index() -> None:
 
 
 def test_ddim_keeps_the_noise_it_implies() -> None:
-    """With the true x0 a step from alpha to alpha' gives add_noise at alpha' with the same noise."""
+    """With the true x0 a step gives what add_noise gives at the next alpha."""
     x0, noise = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
     x = add_noise(x0, noise, torch.tensor([0.3, 0.3]))
     stepped = ddim_step(x, x0, alpha_bar=0.3, next_alpha_bar=0.7)

@@ -115,7 +115,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
 def test_wrong_names_and_shapes() -> None:
     with pytest.raises(UserError, match=r"unknown model 'cdt_tinny'.*cdt_tiny"):
         zoo.create("cdt_tinny")
-    with pytest.raises(UserError, match="no setting 'latent_chanels'.*'latent_channels'"):
+    with pytest.raises(UserError, match=r"no setting 'latent_chanels'.*'latent_channels'"):
         zoo.create("cdt_tiny", latent_chanels=8)
     with pytest.raises(UserError, match=r"unknown model 'cdt_tinny'"):
         zoo.load("cdt_tinny")
@@ -160,7 +160,7 @@ def test_pca_is_the_best_linear_code() -> None:
 def test_training_starts_at_the_linear_code(name: str) -> None:
     torch.manual_seed(0)
     net = zoo.create(name).eval()
-    x = video(9).cumsum(-1) / 24
+    x = video(9, 32, 32).cumsum(-1) / 32
     net.pca.fit([x])
     with torch.no_grad():
         assert torch.allclose(net.reconstruct(x), net.pca.reconstruct(x), atol=1e-5)

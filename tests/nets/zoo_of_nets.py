@@ -1,4 +1,4 @@
-"""The nets that contract tests run over: every preset, and the published structures at toy width."""
+"""The nets that contract tests run over: presets and published structures at toy width."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ class Checkpoints(Callback):
         self.signal: signal.Signals | None = None
         self._handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals: in place of Lightning's own handlers, which are set before this."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:

@@ -125,15 +125,16 @@ class BlockPCA(Tokenizer, Temporal):
     def _project(self, x: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         # full precision whatever the nets around it use: the shortcut is exact or it is no anchor
         with torch.autocast(x.device.type, enabled=False):
-            length = basis.float().square().sum(1, keepdim=True)
-            inverse = basis.float() / length.clamp_min(1e-12)
-            codes = (self._blocks(x.float(), time=time) - mean.float()) @ inverse.T
+            mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, x))
+            inverse = basis / basis.square().sum(1, keepdim=True).clamp_min(1e-12)
+            codes = (self._blocks(wide, time=time) - mean) @ inverse.T
         return codes.movedim(-1, 1).to(x.dtype)
 
     def _expand(self, z: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         _, h, w = self.compression
         with torch.autocast(z.device.type, enabled=False):
-            blocks = z.float().movedim(1, -1) @ basis.float() + mean.float()
+            mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, z))
+            blocks = wide.movedim(1, -1) @ basis + mean
             x = rearrange(blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w)
         return x.to(z.dtype)
 
@@ -144,3 +145,7 @@ class BlockPCA(Tokenizer, Temporal):
         self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
     ) -> Tensor:
         return self.expand(z, carry)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
