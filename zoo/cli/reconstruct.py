@@ -20,6 +20,7 @@ from zoo.data.video import FrameReader, probe, read_frames
 from zoo.data.writer import VideoWriter
 from zoo.errors import RunError, UserError
 from zoo.hub import load
+from zoo.kernels.allocator import return_memory
 from zoo.nets.tokenizer import Tokenizer
 
 EXAMPLES = """examples:
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     info = probe(options.film)
     if options.output.exists() and options.output.samefile(options.film):
         raise UserError(f"{options.output} is the film itself: name another output")
+    return_memory()
     width = info.width * (2 if options.side_by_side else 1)
     # opened first: an output that can't be written is said before any work is done
     with VideoWriter(options.output, width=width, height=info.height, rate=info.rate) as writer:

@@ -8,22 +8,35 @@ import sys
 import torch
 
 # glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the system.
+    """For training: let glibc keep freed memory instead of returning it to the system.
 
     Large tensors otherwise fault in fresh pages each time they are made, which costs more than
     many operations on them (adding two 71 MB tensors: 47 ms before, 26-36 ms after). Memory stays
     reserved until the process ends. Does nothing without glibc, or where CUDA does the work.
     """
+    _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28})
+
+
+def return_memory() -> None:
+    """For streams: let glibc return every large tensor, so that memory stays flat.
+
+    Its own threshold grows with what is freed, and the heap then fragments: the peak of a
+    2,000-frame reconstruction was 1.10 times that of a 200-frame one, with this 1.00 times.
+    Does nothing without glibc, or where CUDA does the work.
+    """
+    _mallopt({_M_MMAP_THRESHOLD: 2**18})
+
+
+def _mallopt(settings: dict[int, int]) -> None:
     if not sys.platform.startswith("linux") or torch.cuda.is_available():
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return  # another C library: it has no such setting
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 2**28)
+        return  # another C library: it has no such settings
+    for name, value in settings.items():
+        mallopt(name, value)
