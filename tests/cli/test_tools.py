@@ -147,6 +147,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
     [
         (["fit", "--config", "nowhere.yaml"], "no config nowhere.yaml: did you mean"),
         (["--trainer.max_stepz", "5"], "'trainer.max_stepz': did you mean 'trainer.max_steps'"),
+        (["--config", "typo.yaml"], "'context_dimm': did you mean 'context_dim'"),
         (["--data.train.init_args.root", "missing"], "missing"),
         (["--data.train.init_args.root", "empty"], "empty"),
         (["--init_from", "cdt_tinny"], "unknown model 'cdt_tinny'"),
@@ -158,6 +159,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
 def test_mistakes_in_training(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "file").write_text("not a folder")
+    net = "{class_path: zoo.nets.cdt.cdt_tiny, init_args: {context_dimm: 8}}"
+    (folder / "typo.yaml").write_text(f"model: {{net: {net}}}\n")
     if arguments[0] != "fit":
         arguments = [*map(str, fit("--out", "mistake")), *arguments]
     one_sentence(tool(folder, "train", *arguments), said)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +19,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from zoo.cli import say
 from zoo.cli.finish import finish
 from zoo.data.datamodule import ZooDataModule
+from zoo.data.sources import ImageFolder, VideoFolder
 from zoo.errors import UserError, closest
 from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
 from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
 from zoo.lit.tokenizer import TokenizerModule
+from zoo.objectives import DenoisingObjective, ReconstructionObjective
 from zoo.paths import data_folder
+from zoo.registry import presets
 
 _LOG = logging.getLogger("zoo")
 CHECKPOINT = "last.ckpt"
@@ -43,29 +47,37 @@ class _Parser(LightningArgumentParser):
         raise UserError(explain(message, self.known_keys())) from ex
 
     def known_keys(self) -> list[str]:
-        """Every option of this parser and its subcommands."""
+        """Every option of this parser and its subcommands, and what the zoo's classes take."""
         subcommands = self._subcommands_action
         parsers = [self, *(subcommands.choices.values() if subcommands is not None else ())]
-        return [
+        options = [
             option.removeprefix("--")
             for parser in parsers
             for action in parser._actions
             for option in action.option_strings
             if option.startswith("--")
         ]
+        builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
+        builders += [DenoisingObjective, ReconstructionObjective, VideoFolder, ImageFolder]
+        return options + [name for build in builders for name in signature(build).parameters]
+
+
+_UNKNOWN = (
+    r"[Kk]ey ['\"]([\w.]+)['\"] is not expected",
+    r"[Oo]ption ['\"]([\w.]+)['\"] is not accepted",
+    r"does not accept option ['\"]([\w.]+)['\"]",
+    r"[Uu]nrecognized arguments: -*([\w.]+)",
+)
 
 
 def explain(message: str, known: Iterable[str]) -> str:
     """jsonargparse's message as one sentence; an unknown key is named with the closest."""
-    found = re.search(r"(?:[Kk]ey|[Oo]ption) ['\"]([\w.]+)['\"] is not expected", message)
-    found = found or re.search(r"[Uu]nrecognized arguments: -*([\w.]+)", message)
-    if found:
-        key = found[1].removeprefix("fit.")
-        hint = closest(key, known, count=1)
-        accepted = re.search(r"Accepted options?(?: are)?:? ([^\n]*)", message)
-        if "." not in key and accepted:
-            hint = closest(key, re.findall(r"[\w.]+", accepted[1]), count=1)
-        return f"unknown key '{key}': did you mean '{hint[0] if hint else '?'}'?"
+    for pattern in _UNKNOWN:
+        if found := re.search(pattern, message):
+            key = found[1].removeprefix("fit.")
+            # a setting of a class is named without the path to it, an option with its path
+            hint = closest(key, [k for k in known if ("." in k) == ("." in key)], count=1)
+            return f"unknown key '{key}': did you mean '{hint[0] if hint else '?'}'?"
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     return ": ".join(lines[:1] + lines[-1:]) if len(lines) > 1 else lines[0]
 
