@@ -16,7 +16,7 @@ from zoo.data import video
 from zoo.data.video import VideoWriter, probe, probe_times, read_clip, read_frames, select_frames
 from zoo.errors import RunError, UserError
 
-CLIPS = Path("/work/shared/data/clips/train")
+CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips" / "train"
 CORNERS = ((230, 30, 30), (30, 220, 30), (30, 30, 230), (220, 210, 40))
 Encode = Callable[..., Path]
 
