@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zoo.errors import RunError, UserError, closest
 
@@ -28,7 +28,10 @@ def say(text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors as one sentence."""
+    """argparse with errors as one sentence and examples printed as they are written."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage."""

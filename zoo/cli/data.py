@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -28,7 +27,6 @@ def main(arguments: Sequence[str]) -> int:
         prog="zoo data",
         description="Fetch named assets into the cache, inspect folders of films or pictures.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("prepare", help="fetch an asset or a group; no name lists them")

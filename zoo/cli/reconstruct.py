@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ def main(arguments: Sequence[str]) -> int:
         prog="zoo reconstruct",
         description="Encode and decode a film of any length; frames, size and rate are kept.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("film", type=Path)
     parser.add_argument("--model", required=True, help="NAME of trained weights, or dir:PATH")
