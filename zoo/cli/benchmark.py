@@ -1,0 +1,27 @@
+"""`zoo benchmark`: one subcommand a module of zoo.cli.benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from zoo.cli import say
+from zoo.errors import UserError, closest
+
+SUBCOMMANDS: dict[str, str] = {}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`zoo benchmark SUBCOMMAND ...`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        say("usage: zoo benchmark SUBCOMMAND [options]\n")
+        for name, what in SUBCOMMANDS.items():
+            say(f"  {name:16} {what}")
+        say("\nzoo benchmark SUBCOMMAND --help shows examples.")
+        return 0
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        near = closest(name, SUBCOMMANDS)[0]
+        raise UserError(f"unknown benchmark '{name}': did you mean '{near}'?")
+    status: int = importlib.import_module(f"zoo.cli.benchmarks.{name}").main(rest)
+    return status

@@ -1,0 +1,1 @@
+"""The benchmarks: one module a subcommand, each with `main(arguments) -> exit status`."""
