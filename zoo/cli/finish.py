@@ -33,7 +33,7 @@ def finish(
     *,
     out: Path,
     evaluate: bool,
-    pictures: tuple[Path, Path] | None,
+    pictures: tuple[Path, ...],
 ) -> None:
     """Export the averaged net, score it on the validation clips, print table and paths."""
     net = module.net.eval()
@@ -54,10 +54,11 @@ def finish(
                 "cpu": platform.machine(),
             },
         )
-        Console().print(table(rows, title=f"{data.val.root}, one sampling step"))
+        steps = ", one sampling step" if isinstance(net, CDT) else ""
+        Console().print(table(rows, title=f"{data.val.root}{steps}"))
         if "xt_gain_db" in extra:
             say(f"gain of the true x_t over noise at t = 0.05: {extra['xt_gain_db']:+.2f} dB")
-    for path in (*(pictures or ()), folder):
+    for path in (*pictures, folder):
         say(str(path))
 
 
@@ -77,7 +78,7 @@ def score(
     models: dict[str, Reconstruct] = {
         f"average pool {net.compression[1]}": partial(average_pool, factor=net.compression[1])
     }
-    for channels in sorted({8, net.latent_channels}):
+    for channels in (net.latent_channels // 2, net.latent_channels):
         config = PCAConfig(latent_channels=channels, compression=net.compression)
         pca = BlockPCA(config).to(device)
         pca.fit(sample.pixels[None].to(device) for sample in train.spread(module.pca_clips))

@@ -40,7 +40,7 @@ class EMA(WeightAveraging):
 
 
 class Samples(Callback):
-    """At every validation: a strip input | reconstruction | error and a short mp4.
+    """At every validation: a strip input | reconstruction | error and, of films, a short mp4.
 
     Args:
         folder: where step-N.png and step-N.mp4 go.
@@ -50,7 +50,7 @@ class Samples(Callback):
 
     def __init__(self, folder: str | Path, *, clips: int = 2, frames: int = 4) -> None:
         self.folder, self.clips, self.frames = Path(folder), clips, frames
-        self.latest: tuple[Path, Path] | None = None
+        self.latest: tuple[Path, ...] = ()
 
     def on_validation_batch_end(
         self,
@@ -69,14 +69,15 @@ class Samples(Callback):
         stem = self.folder / f"step-{trainer.global_step:06d}"
         strip, film = stem.with_suffix(".png"), stem.with_suffix(".mp4")
         save_strip(strip, x, y, frames=self.frames)
+        self.latest = (strip,)
         if x.shape[2] > 1:
+            self.latest = (strip, film)
             pair = torch.cat([to_uint8(x), to_uint8(y)], dim=-1)
             _, _, _, height, width = pair.shape
             with VideoWriter(film, width=width, height=height, rate=Fraction(8)) as writer:
                 for clip in pair.movedim(1, -1).cpu():
                     for frame in clip:
                         writer.write(frame.numpy())
-        self.latest = strip, film
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add is not None:

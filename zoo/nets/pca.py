@@ -64,10 +64,9 @@ class BlockPCA(Tokenizer, Temporal):
         for clip in clips:
             x = pad_space(clip, self.compression)
             x = pad_time(x, missing_frames(x.shape[2], self.compression[0]))
-            for name, frames, time in (
-                ("first_", x[:, :, :1], 1),
-                ("", x[:, :, 1:], self.compression[0]),
-            ):
+            # a block of one frame is the same block whether its frame is the first or not
+            first, rest = (x, x) if self.compression[0] == 1 else (x[:, :, :1], x[:, :, 1:])
+            for name, frames, time in (("first_", first, 1), ("", rest, self.compression[0])):
                 if frames.shape[2]:
                     blocks = self._blocks(frames, time=time).flatten(0, -2).double()
                     count, total, outer = moments.get(name, (0, torch.zeros(()), torch.zeros(())))
@@ -78,9 +77,10 @@ class BlockPCA(Tokenizer, Temporal):
                     )
         for name in ("first_", ""):
             if name not in moments or moments[name][0] < self.latent_channels:
+                frames = 1 if self.compression[0] == 1 else 1 + self.compression[0]
                 raise UserError(
-                    "a block PCA needs clips of at least 1 + "
-                    f"{self.compression[0]} frames and {self.latent_channels} blocks"
+                    f"a block PCA needs clips of at least {frames} frames and "
+                    f"{self.latent_channels} blocks"
                 )
             count, total, outer = moments[name]
             mean = total / count

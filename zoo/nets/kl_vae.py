@@ -1,0 +1,191 @@
+"""Image KL-VAE: diffusers' AutoencoderKL behind the Tokenizer interface.
+
+Structure of arXiv 2112.10752 (Stable Diffusion: 4 channels) and of FLUX (16 channels, no 1x1
+convolutions around the latents). The wrapped module keeps diffusers' own keys under `vae.`. Frames
+are coded one by one, so a stream needs no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.nets.pca import BlockPCA, PCAConfig
+from zoo.nets.posterior import Posterior
+from zoo.nets.tokenizer import Size, Tokenizer
+from zoo.registry import register
+from zoo.streaming import Carry, name_slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLVAEConfig:
+    """What AutoencoderKL is built with.
+
+    Attributes:
+        latent_channels: channels of a latent.
+        block_channels: width of each level, finest first; each but the last halves space.
+        layers: residual blocks of a level (one more in the decoder).
+        norm_groups: groups of each group norm.
+        quant_conv: 1x1 convolutions on moments and latents, as in Stable Diffusion.
+        attention: one-head attention in the middle blocks.
+        pca: a fixed linear shortcut beside the learned layers (zero until it is fitted). Such a
+            net trains faster, but is no plain AutoencoderKL any more.
+    """
+
+    latent_channels: int = 4
+    block_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    norm_groups: int = 32
+    quant_conv: bool = True
+    attention: bool = True
+    pca: bool = False
+
+    @property
+    def compression(self) -> Size:
+        """Pixels a latent stands for: (1, height, width)."""
+        space = 2 ** (len(self.block_channels) - 1)
+        return 1, space, space
+
+
+class KLVAE(Tokenizer):
+    """An image tokenizer; videos [B,3,T,H,W] frame by frame, pictures [B,3,H,W] too."""
+
+    architecture: ClassVar[str] = "kl_vae"
+    config_class = KLVAEConfig
+    config: KLVAEConfig
+
+    def __init__(self, config: KLVAEConfig) -> None:
+        # imported here: it takes seconds, and `import zoo` must not
+        from diffusers import AutoencoderKL
+
+        super().__init__()
+        self.config = config
+        self.compression: Size = config.compression
+        self.latent_channels = config.latent_channels
+        self._register_latent_statistics()
+        levels = len(config.block_channels)
+        self.vae: Any = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.block_channels,
+            layers_per_block=config.layers,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_groups,
+            use_quant_conv=config.quant_conv,
+            use_post_quant_conv=config.quant_conv,
+            mid_block_add_attention=config.attention,
+        )
+        self.pca = (
+            BlockPCA(PCAConfig(latent_channels=self.latent_channels, compression=self.compression))
+            if config.pca
+            else None
+        )
+        self._start_narrow()
+        name_slots(self)
+
+    def _start_narrow(self) -> None:
+        """Codes with little noise at first; with the shortcut, training starts as the PCA."""
+        moments: nn.Conv2d = self.vae.quant_conv or self.vae.encoder.conv_out
+        assert moments.bias is not None
+        with torch.no_grad():
+            if self.pca is not None:
+                for layer in (moments, self.vae.decoder.conv_out):
+                    layer.weight.zero_()
+                    layer.bias.zero_()
+            moments.weight[self.latent_channels :] = 0
+            moments.bias[self.latent_channels :] = -7.0
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes the pixels; the adversarial stage balances gradients on it."""
+        weight: nn.Parameter = self.vae.decoder.conv_out.weight
+        return weight
+
+    def encode(self, x: Tensor) -> Posterior:
+        """As `Tokenizer.encode`; pictures [B,3,H,W] give a posterior over [B,c,h,w]."""
+        if x.ndim != 4:
+            return super().encode(x)
+        posterior = super().encode(x.unsqueeze(2))
+        logvar = posterior.logvar
+        return Posterior(posterior.mean.squeeze(2), None if logvar is None else logvar.squeeze(2))
+
+    def decode(
+        self,
+        z: Tensor,
+        *,
+        size: Size | None = None,
+        steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """As `Tokenizer.decode`; latents [B,c,h,w] give [B,3,H,W] (`size` is then (1,H,W))."""
+        if z.ndim != 4:
+            return super().decode(z, size=size, steps=steps, generator=generator)
+        x = super().decode(z.unsqueeze(2), size=size, steps=steps, generator=generator)
+        return x.squeeze(2)
+
+    def reconstruct(
+        self, x: Tensor, *, steps: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Encode to the posterior mean and decode: the shape of `x`, [B,3,T,H,W] or [B,3,H,W]."""
+        if x.ndim != 4:
+            return super().reconstruct(x, steps=steps, generator=generator)
+        return super().reconstruct(x.unsqueeze(2), steps=steps, generator=generator).squeeze(2)
+
+    def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
+        moments = self.vae.encoder(_frames(x))
+        if self.vae.quant_conv is not None:
+            moments = self.vae.quant_conv(moments)
+        posterior = Posterior.from_moments(_video(moments, len(x)))
+        if self.pca is None:
+            return posterior
+        return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
+
+    def _decode(
+        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        codes = _frames(z)
+        if self.vae.post_quant_conv is not None:
+            codes = self.vae.post_quant_conv(codes)
+        x = _video(self.vae.decoder(codes), len(z))
+        return x if self.pca is None else x + self.pca.expand(z, carry)
+
+
+def _frames(x: Tensor) -> Tensor:
+    """[B,C,T,H,W] -> [B * T,C,H,W]."""
+    return x.movedim(2, 1).flatten(0, 1)
+
+
+def _video(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `_frames`."""
+    return x.unflatten(0, (batch, -1)).movedim(1, 2)
+
+
+@register(family="kl_vae")
+def klvae_image_f8c4() -> KLVAE:
+    """1x8x8, 4 latent channels: the structure of Stable Diffusion's VAE (83.65 M parameters)."""
+    return KLVAE(KLVAEConfig())
+
+
+@register(family="kl_vae")
+def klvae_image_f8c16() -> KLVAE:
+    """1x8x8, 16 latent channels: the structure of FLUX's VAE (83.82 M parameters)."""
+    return KLVAE(KLVAEConfig(latent_channels=16, quant_conv=False))
+
+
+@register(family="kl_vae")
+def klvae_image_tiny(*, latent_channels: int = 4, pca: bool = True) -> KLVAE:
+    """1x4x4, 4 latent channels, under 1.5 M parameters: trains on a CPU."""
+    return KLVAE(
+        KLVAEConfig(
+            latent_channels=latent_channels,
+            block_channels=(32, 64, 80),
+            layers=1,
+            norm_groups=8,
+            quant_conv=False,
+            attention=False,
+            pca=pca,
+        )
+    )
