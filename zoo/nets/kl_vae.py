@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from zoo.nets.blocks3d import depth_to_space, space_to_depth
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Size, Tokenizer
@@ -31,8 +32,9 @@ class KLVAEConfig:
         norm_groups: groups of each group norm.
         quant_conv: 1x1 convolutions on moments and latents, as in Stable Diffusion.
         attention: one-head attention in the middle blocks.
-        pca: a fixed linear shortcut beside the learned layers (zero until it is fitted). Such a
-            net trains faster, but is no plain AutoencoderKL any more.
+        patch: space-to-depth factor in front of AutoencoderKL, and back behind it.
+        pca: a fixed linear shortcut beside the learned layers (zero until it is fitted). A net
+            with a patch or a shortcut trains faster, but diffusers alone can't run it.
     """
 
     latent_channels: int = 4
@@ -41,12 +43,13 @@ class KLVAEConfig:
     norm_groups: int = 32
     quant_conv: bool = True
     attention: bool = True
+    patch: int = 1
     pca: bool = False
 
     @property
     def compression(self) -> Size:
         """Pixels a latent stands for: (1, height, width)."""
-        space = 2 ** (len(self.block_channels) - 1)
+        space = self.patch * 2 ** (len(self.block_channels) - 1)
         return 1, space, space
 
 
@@ -67,7 +70,9 @@ class KLVAE(Tokenizer):
         self.latent_channels = config.latent_channels
         self._register_latent_statistics()
         levels = len(config.block_channels)
-        self.vae: Any = AutoencoderKL(
+        self.vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
+            in_channels=3 * config.patch**2,
+            out_channels=3 * config.patch**2,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=config.block_channels,
@@ -88,13 +93,12 @@ class KLVAE(Tokenizer):
 
     def _start_narrow(self) -> None:
         """Codes with little noise at first; with the shortcut, training starts as the PCA."""
-        moments: nn.Conv2d = self.vae.quant_conv or self.vae.encoder.conv_out
-        assert moments.bias is not None
+        moments: Any = self.vae.quant_conv or self.vae.encoder.conv_out
+        if self.pca is not None:
+            for layer in (moments, self.vae.decoder.conv_out):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            if self.pca is not None:
-                for layer in (moments, self.vae.decoder.conv_out):
-                    layer.weight.zero_()
-                    layer.bias.zero_()
             moments.weight[self.latent_channels :] = 0
             moments.bias[self.latent_channels :] = -7.0
 
@@ -135,7 +139,7 @@ class KLVAE(Tokenizer):
         return super().reconstruct(x.unsqueeze(2), steps=steps, generator=generator).squeeze(2)
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
-        moments = self.vae.encoder(_frames(x))
+        moments = self.vae.encoder(_frames(space_to_depth(x, self.config.patch)))
         if self.vae.quant_conv is not None:
             moments = self.vae.quant_conv(moments)
         posterior = Posterior.from_moments(_video(moments, len(x)))
@@ -149,7 +153,7 @@ class KLVAE(Tokenizer):
         codes = _frames(z)
         if self.vae.post_quant_conv is not None:
             codes = self.vae.post_quant_conv(codes)
-        x = _video(self.vae.decoder(codes), len(z))
+        x = depth_to_space(_video(self.vae.decoder(codes), len(z)), self.config.patch)
         return x if self.pca is None else x + self.pca.expand(z, carry)
 
 
@@ -160,7 +164,7 @@ def _frames(x: Tensor) -> Tensor:
 
 def _video(x: Tensor, batch: int) -> Tensor:
     """The inverse of `_frames`."""
-    return x.unflatten(0, (batch, -1)).movedim(1, 2)
+    return x.view(batch, -1, *x.shape[1:]).movedim(1, 2)
 
 
 @register(family="kl_vae")
@@ -176,16 +180,20 @@ def klvae_image_f8c16() -> KLVAE:
 
 
 @register(family="kl_vae")
-def klvae_image_tiny(*, latent_channels: int = 4, pca: bool = True) -> KLVAE:
-    """1x4x4, 4 latent channels, under 1.5 M parameters: trains on a CPU."""
+def klvae_image_tiny(*, latent_channels: int = 4) -> KLVAE:
+    """1x4x4, 4 latent channels, under 1.5 M parameters: trains on a CPU.
+
+    A minute of training takes it past the PCA; without patch and shortcut 90 s leave it 3.7 dB below.
+    """
     return KLVAE(
         KLVAEConfig(
             latent_channels=latent_channels,
-            block_channels=(32, 64, 80),
+            block_channels=(104,),
             layers=1,
             norm_groups=8,
             quant_conv=False,
             attention=False,
-            pca=pca,
+            patch=4,
+            pca=True,
         )
     )

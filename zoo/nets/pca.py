@@ -77,9 +77,9 @@ class BlockPCA(Tokenizer, Temporal):
                     )
         for name in ("first_", ""):
             if name not in moments or moments[name][0] < self.latent_channels:
-                frames = 1 if self.compression[0] == 1 else 1 + self.compression[0]
+                least = 1 if self.compression[0] == 1 else 1 + self.compression[0]
                 raise UserError(
-                    f"a block PCA needs clips of at least {frames} frames and "
+                    f"a block PCA needs clips of at least {least} frames and "
                     f"{self.latent_channels} blocks"
                 )
             count, total, outer = moments[name]

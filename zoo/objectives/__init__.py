@@ -3,5 +3,16 @@
 from zoo.objectives.denoising import DenoisingObjective
 from zoo.objectives.losses import Losses, Objective
 from zoo.objectives.reconstruction import ReconstructionObjective
+from zoo.objectives.regularizers import KL, MMD, CauchySchwarz, Regularizer, SplitKL
 
-__all__ = ["DenoisingObjective", "Losses", "Objective", "ReconstructionObjective"]
+__all__ = [
+    "KL",
+    "MMD",
+    "CauchySchwarz",
+    "DenoisingObjective",
+    "Losses",
+    "Objective",
+    "ReconstructionObjective",
+    "Regularizer",
+    "SplitKL",
+]

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zoo.nets.posterior import Posterior
 from zoo.objectives.perceptual import Perceptual
 
 
@@ -21,12 +20,14 @@ class Losses:
         terms: each term before its weight, scalars.
         time: diffusion time in [0,1] of each clip, [B]; None for other objectives.
         by_clip: the main term of each clip, [B], detached.
+        output: the reconstruction [B,3,T,H,W], with gradient: what a discriminator judges.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     time: Tensor | None = None
     by_clip: Tensor = field(default_factory=lambda: torch.zeros(0))
+    output: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -37,11 +38,6 @@ class Objective(Protocol):
 
     def __call__(self, net: Any, x: Tensor, *, progress: float) -> Losses:
         """Losses on pixels [B,3,T,H,W]; `progress` in [0,1] is how much of the run is done."""
-
-
-def kl_per_pixel(posterior: Posterior, x: Tensor) -> Tensor:
-    """KL to N(0, I) in nats per pixel value: its weight doesn't depend on clip size."""
-    return posterior.kl().mean() / x[0].numel()
 
 
 class PerceptualTerm:

@@ -1,4 +1,4 @@
-"""The KL-VAE objective: a pixel loss + KL + LPIPS."""
+"""The KL-VAE objective: a pixel loss + a regularizer + LPIPS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from zoo.nets.tokenizer import Tokenizer
-from zoo.objectives.losses import Losses, PerceptualTerm, kl_per_pixel
+from zoo.objectives.losses import Losses, PerceptualTerm
+from zoo.objectives.regularizers import Regularizer, choose_regularizer
 
 
 class ReconstructionObjective:
@@ -15,7 +16,8 @@ class ReconstructionObjective:
 
     Args:
         pixel: mean squared or mean absolute error.
-        kl_weight: on the KL in nats per pixel value (arXiv 1312.6114).
+        kl_weight: on the KL in nats per pixel value (arXiv 1312.6114); 1e-4 where nothing is said.
+        regularizer: another member of the family (`zoo.objectives.KL`, ...) in place of kl_weight.
         lpips_weight, lpips_start: LPIPS-VGG, from this share of the run on.
     """
 
@@ -23,11 +25,13 @@ class ReconstructionObjective:
         self,
         *,
         pixel: Literal["mse", "l1"] = "mse",
-        kl_weight: float = 1e-4,
+        kl_weight: float | None = None,
+        regularizer: Regularizer | None = None,
         lpips_weight: float = 0.1,
         lpips_start: float = 0.0,
     ) -> None:
-        self.pixel, self.kl_weight = pixel, kl_weight
+        self.pixel = pixel
+        self.regularizer = choose_regularizer(kl_weight, regularizer)
         self.lpips = PerceptualTerm(lpips_weight, start=lpips_start)
 
     def prepare(self) -> None:
@@ -37,13 +41,15 @@ class ReconstructionObjective:
     def __call__(self, net: Tokenizer, x: Tensor, *, progress: float) -> Losses:
         """Losses on clips [B,3,T,H,W]."""
         posterior = net.encode(x)
-        y = net.decode(posterior.sample(), size=(x.shape[2], x.shape[3], x.shape[4]))
+        z = posterior.sample()
+        y = net.decode(z, size=(x.shape[2], x.shape[3], x.shape[4]))
         error = y.float() - x
         by_clip = (error.square() if self.pixel == "mse" else error.abs()).flatten(1).mean(1)
-        terms = {self.pixel: by_clip.mean(), "kl": kl_per_pixel(posterior, x)}
-        total = terms[self.pixel] + self.kl_weight * terms["kl"]
+        regularity = self.regularizer(posterior, z, pixels=x[0].numel())
+        terms = {self.pixel: by_clip.mean(), self.regularizer.name: regularity}
+        total = terms[self.pixel] + self.regularizer.weight_at(progress) * regularity
         perceptual = self.lpips(y, x, progress)
         if perceptual is not None:
             terms["lpips"] = perceptual
             total = total + self.lpips.weight * perceptual
-        return Losses(total, terms, by_clip=by_clip.detach())
+        return Losses(total, terms, by_clip=by_clip.detach(), output=y)
