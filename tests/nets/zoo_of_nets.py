@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from zoo.nets.cdt import CDT, CDTConfig
+from zoo.nets.kl_vae import KLVAE, KLVAEConfig
 from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.tokenizer import Tokenizer
@@ -40,14 +41,26 @@ def published_vae() -> KLVAEVideo:
     return KLVAEVideo(KLVAEVideoConfig(context_dim=4, latent_channels=3))
 
 
+def published_image_vae() -> KLVAE:
+    """Stable Diffusion's structure, narrow: attention, 1x1 convolutions around the latents."""
+    return KLVAE(KLVAEConfig(block_channels=(4, 8, 8), layers=1, norm_groups=2))
+
+
 def pca() -> BlockPCA:
     """The linear tokenizer, fitted on noise."""
     return BlockPCA(PCAConfig(latent_channels=5, compression=(4, 8, 8)))
 
 
 BUILDERS: dict[str, Callable[[], Tokenizer]] = {
-    **{name: preset.build for name, preset in presets().items()},  # type: ignore[dict-item]
-    **{build.__name__: build for build in (like_small, like_base, published_vae, pca)},
+    **{
+        name: preset.build  # type: ignore[dict-item]
+        for name, preset in presets().items()
+        if name.endswith("_tiny") and preset.family in ("cdt", "kl_vae")
+    },
+    **{
+        build.__name__: build
+        for build in (like_small, like_base, published_vae, published_image_vae, pca)
+    },
 }
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from zoo.data.batch import Batch
 from zoo.errors import RunError, UserError
+from zoo.lit.finite import check_terms
+from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.cdt import CDT
 from zoo.nets.pca import BlockPCA
@@ -50,6 +52,7 @@ class TokenizerModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.pca_clips = pca_clips
         self._by_time: list[tuple[Tensor, Tensor]] = []
+        self._latents = LatentStatistics()
 
     def progress(self) -> float:
         """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
@@ -89,21 +92,22 @@ class TokenizerModule(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch of clips; a non-finite term ends the run before it reaches the weights."""
-        losses: Losses = self.objective(self.net, batch.pixels, progress=self.progress())
-        values = torch.stack([v.detach().float() for v in losses.terms.values()])
-        if not torch.isfinite(values).all():
-            names = [
-                name for name, value in losses.terms.items() if not torch.isfinite(value).all()
-            ]
-            raise RunError(
-                f"step {self.trainer.global_step}: the loss term {', '.join(names)} is not finite "
-                f"on the clips {', '.join(batch.key)}: lower the learning rate or check the clips"
-            )
+        losses: Losses = self._losses(batch)
         for name, value in losses.terms.items():
             self.log(f"train/{name}", value, prog_bar=True)
         self.log("train/loss", losses.total)
         self._log_by_time(losses)
         return losses.total
+
+    def _losses(self, batch: Batch) -> Losses:
+        def run() -> Losses:
+            losses: Losses = self.objective(self.net, batch.pixels, progress=self.progress())
+            return losses
+
+        losses = run()
+        step = self.trainer.global_step
+        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
+        return losses
 
     def _log_by_time(self, losses: Losses) -> None:
         """The main term by diffusion time, in bins; the last time step has its own."""
@@ -142,16 +146,31 @@ class TokenizerModule(LightningModule):
                 "rate or use a wider precision"
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the latents of the last validation."""
+        self._latents = LatentStatistics()
+
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """PSNR of one-step reconstructions; for a CDT also what the true x_t is worth to it."""
         x = batch.pixels
         generator = torch.Generator().manual_seed(index)
-        y = self.net.reconstruct(x, generator=generator)
+        posterior = self.net.encode(x)
+        size = (x.shape[2], x.shape[3], x.shape[4])
+        y = self.net.decode(posterior.mean, size=size, generator=generator)
         self.log("val/psnr", psnr(y, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
+        if posterior.logvar is not None:
+            self._latents.update(posterior)
         if isinstance(self.net, CDT):
             gain = noisy_input_gain(self.net, x, generator=generator).mean()
             self.log("val/xt_gain", gain, prog_bar=True, batch_size=len(x), sync_dist=True)
         return y
+
+    def on_validation_epoch_end(self) -> None:
+        """Active units and mutual information: both go to 0 where the posterior collapses."""
+        if self._latents.count:
+            active = float(self._latents.active_units())
+            self.log("val/active_units", active, sync_dist=True)
+            self.log("val/latent_nats", self._latents.mutual_information(), sync_dist=True)
 
     @torch.no_grad()
     def measure_latents(self, *, clips: int = 64) -> None:

@@ -1,1 +1,1 @@
-"""Measures of reconstruction."""
+"""Measures of reconstruction and of latents."""

@@ -183,7 +183,8 @@ def klvae_image_f8c16() -> KLVAE:
 def klvae_image_tiny(*, latent_channels: int = 4) -> KLVAE:
     """1x4x4, 4 latent channels, under 1.5 M parameters: trains on a CPU.
 
-    A minute of training takes it past the PCA; without patch and shortcut 90 s leave it 3.7 dB below.
+    Patch and shortcut are what trains: half a minute takes it past the PCA, where 90 s of a plain
+    AutoencoderKL of the same size end 3.7 dB below (photos, one core).
     """
     return KLVAE(
         KLVAEConfig(

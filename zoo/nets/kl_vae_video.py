@@ -27,7 +27,10 @@ class KLVAEVideoConfig(CompressorConfig):
 
 
 class KLVAEVideo(Tokenizer):
-    """Encoder, context decoder as decoder body, residual blocks and a head."""
+    """Encoder, context decoder as decoder body, residual blocks and a head.
+
+    CDT's finest context is narrow, because its UNet does the rest; here it is as wide as a stage.
+    """
 
     architecture: ClassVar[str] = "kl_vae_video"
     config_class = KLVAEVideoConfig
@@ -54,6 +57,11 @@ class KLVAEVideo(Tokenizer):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         name_slots(self)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes the pixels; the adversarial stage balances gradients on it."""
+        return self.head.weight
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         posterior = Posterior.from_moments(self.encoder(x, carry))
@@ -87,5 +95,35 @@ def klvae_video_tiny(*, latent_channels: int = 16, context_dim: int = 48) -> KLV
             patch=4,
             pca=True,
             top_blocks=3,
+        )
+    )
+
+
+@register(family="kl_vae")
+def klvae_video_small() -> KLVAEVideo:
+    """4x8x8, 16 latent channels: the encoder of CDT-small, a deterministic decoder."""
+    return KLVAEVideo(
+        KLVAEVideoConfig(
+            context_dim=64,
+            context_channels=64,
+            space_down=(1, 1, 1, 0),
+            time_down=(0, 0, 1, 1),
+            padding="replicate",
+            upsampling="transposed",
+        )
+    )
+
+
+@register(family="kl_vae")
+def klvae_video_base() -> KLVAEVideo:
+    """4x8x8, 16 latent channels: the encoder of CDT-base, a deterministic decoder."""
+    return KLVAEVideo(
+        KLVAEVideoConfig(
+            context_dim=128,
+            context_channels=128,
+            space_down=(0, 1, 1, 1),
+            time_down=(0, 0, 1, 1),
+            padding="zeros",
+            upsampling="nearest",
         )
     )

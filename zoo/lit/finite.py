@@ -1,0 +1,68 @@
+"""Finding where numbers stop being finite, so that a run that ends can say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import RunError
+
+
+def check_terms(
+    terms: dict[str, Tensor],
+    *,
+    step: int,
+    clips: Sequence[str],
+    net: nn.Module,
+    again: Callable[[], object],
+) -> None:
+    """Stop a run whose loss isn't finite, before it reaches the weights.
+
+    Args:
+        terms: scalars by name.
+        step: for the message.
+        clips: keys of the batch, for the message.
+        net: whose layers are searched for the first that overflowed.
+        again: runs the same batch through `net` once more.
+
+    Raises:
+        RunError: a term is not finite; the term, the clips and the first layer are named.
+    """
+    if torch.isfinite(torch.stack([v.detach().float() for v in terms.values()])).all():
+        return
+    names = ", ".join(name for name, value in terms.items() if not torch.isfinite(value).all())
+    said = f"step {step}: the loss term {names} is not finite on the clips {', '.join(clips)}"
+    where = first_overflow(net, again)
+    if where is None:
+        raise RunError(f"{said}: lower the learning rate or check the clips")
+    layer, dtype = where
+    if dtype == torch.float16:
+        raise RunError(
+            f"{said}: {layer} overflowed in float16, which ends at 65504: "
+            "use --trainer.precision bf16-mixed or 32-true"
+        )
+    raise RunError(f"{said}: {layer} overflowed first: lower the learning rate or check the clips")
+
+
+def first_overflow(net: nn.Module, forward: Callable[[], object]) -> tuple[str, torch.dtype] | None:
+    """The path and dtype of the first layer of `net` that makes infinity or NaN of finite input."""
+    found: list[tuple[str, torch.dtype]] = []
+
+    def watch(path: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, given: object, output: object) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append((path, output.dtype))
+
+        return hook
+
+    leaves = [(path, m) for path, m in net.named_modules() if path and not any(m.children())]
+    handles = [module.register_forward_hook(watch(path)) for path, module in leaves]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

@@ -1,0 +1,64 @@
+"""Measures of a latent space: is the posterior alive, and how much does it tell?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from zoo.nets.posterior import Posterior
+
+ACTIVE_VARIANCE = 0.01
+
+
+class LatentStatistics:
+    """Moments of posteriors, summed over batches. A code is the c numbers of one position.
+
+    The two measures make a vanishing KL visible: both fall to 0 when codes stop depending on the
+    pixels.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, posterior: Posterior) -> None:
+        """Add the codes of a posterior over [B,c,t,h,w] that has a variance."""
+        assert posterior.logvar is not None
+        mean, logvar = (
+            v.detach().movedim(1, -1).flatten(0, -2).double()
+            for v in (posterior.mean, posterior.logvar)
+        )
+        self.count += len(mean)
+        for name, value in (
+            ("mean", mean.sum(0)),
+            ("outer", mean.T @ mean),
+            ("variance", logvar.exp().sum(0)),
+            ("logvar", logvar.sum(0)),
+        ):
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+
+    def active_units(self) -> int:
+        """Channels whose posterior mean has a variance above 0.01 (arXiv 1509.00519, 4.3)."""
+        return int((self._covariance_of_means().diagonal() > ACTIVE_VARIANCE).sum())
+
+    def mutual_information(self) -> float:
+        """I_q(x; z) of a code and what it stands for, in nats: H(z) - H(z|x), z taken as Gaussian.
+
+        1/2 log det Cov(z) - 1/2 E sum log s^2 with Cov(z) = Cov(mean) + E diag(s^2). A Gaussian
+        has the largest entropy of its covariance, so this bounds the information from above; a
+        minibatch estimate is exact about the shape of q(z) but never sees more than log N nats.
+        """
+        noise = self._sums["variance"] / self.count
+        covariance = self._covariance_of_means() + torch.diag(noise)
+        # by the correlations, so that channels of very different scale keep their digits
+        scale = covariance.diagonal().sqrt()
+        log_det = torch.linalg.slogdet(covariance / scale.outer(scale)).logabsdet
+        log_det = log_det + 2 * scale.log().sum()
+        nats = 0.5 * (log_det - self._sums["logvar"].sum() / self.count)
+        return max(0.0, float(nats)) if math.isfinite(float(nats)) else math.nan
+
+    def _covariance_of_means(self) -> Tensor:
+        mean = self._sums["mean"] / self.count
+        return self._sums["outer"] / self.count - mean.outer(mean)
