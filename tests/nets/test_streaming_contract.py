@@ -80,8 +80,9 @@ def test_interleaved_streams_and_a_failure_do_not_meet(name: str) -> None:
             got[number].append(posterior.mean)
         with pytest.raises(UserError):
             net.encode_step(torch.zeros(2, 3, 0, 16, 24), states[0])
-        with pytest.raises(RuntimeError):
-            net.encode_step(torch.zeros(2, 3, 4, 40, 24), states[0])  # another height
+        if any(state.numel() for state in (states[0] or {}).values()):
+            with pytest.raises(RuntimeError):
+                net.encode_step(torch.zeros(2, 3, 4, 40, 24), states[0])  # another height
     for number in range(2):
         assert torch.equal(torch.cat(got[number], dim=2), alone[number])
 

@@ -13,6 +13,7 @@ import zoo
 from tests.nets.zoo_of_nets import BUILDERS, make, video
 from zoo.errors import UserError
 from zoo.metrics.reconstruction import psnr
+from zoo.nets.cdt_context import CompressorConfig, Encoder
 from zoo.nets.kl_vae_video import KLVAEVideo
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.pretrained import CONFIG_FILE, WEIGHTS_FILE
@@ -34,6 +35,12 @@ def test_tiny_presets_are_tiny(name: str) -> None:
     assert sum(p.numel() for p in net.parameters()) <= 4e6
     assert net.compression == (4, 8, 8)
     assert net.latent_channels == 16
+
+
+def test_the_tiny_image_vae_is_tiny() -> None:
+    net = zoo.create("klvae_image_tiny")
+    assert sum(p.numel() for p in net.parameters()) <= 1.5e6
+    assert (net.compression, net.latent_channels) == ((1, 4, 4), 4)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -77,6 +84,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     net.save_pretrained(tmp_path / "export")
     loaded = zoo.load(f"dir:{tmp_path / 'export'}")
     assert not loaded.training
+    loaded.requires_grad_(False)  # attention takes another kernel where it needs a gradient
     x = video(5)
     given = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     assert torch.equal(
@@ -156,7 +164,7 @@ def test_pca_is_the_best_linear_code() -> None:
     assert torch.allclose(codes.std(0, correction=0), torch.ones(7).double(), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cdt_tiny", "klvae_video_tiny"])
+@pytest.mark.parametrize("name", ["cdt_tiny", "klvae_video_tiny", "klvae_image_tiny"])
 def test_training_starts_at_the_linear_code(name: str) -> None:
     torch.manual_seed(0)
     net = zoo.create(name).eval()
@@ -165,3 +173,75 @@ def test_training_starts_at_the_linear_code(name: str) -> None:
     with torch.no_grad():
         assert torch.allclose(net.reconstruct(x), net.pca.reconstruct(x), atol=1e-5)
         assert psnr(net.reconstruct(x), x).min() > 10
+
+
+@pytest.mark.parametrize("name", ["klvae_image_tiny", "published_image_vae"])
+def test_image_vaes_take_pictures(name: str) -> None:
+    """[B,3,H,W] is the same as one frame; a video is coded frame by frame."""
+    net = make(name)
+    x = video(3, 30, 21)
+    posterior = net.encode(x)
+    for time in range(3):
+        alone = net.encode(x[:, :, time])
+        assert alone.mean.shape == (2, 4, 8, 6)
+        assert torch.allclose(alone.mean, posterior.mean[:, :, time], atol=1e-5)
+        assert alone.logvar is not None
+        assert alone.logvar.shape == alone.mean.shape
+        assert net.decode(alone.mean, size=(1, 30, 21)).shape == (2, 3, 30, 21)
+    assert net.reconstruct(x[:, :, 0]).shape == (2, 3, 30, 21)
+    with pytest.raises(UserError, match=r"\(2, 4, 1, 8, 8\)"):
+        net.encode(torch.zeros(2, 4, 8, 8))
+
+
+def test_image_vae_is_diffusers_own() -> None:
+    """The module under `vae.` is a plain AutoencoderKL: same keys, same numbers."""
+    from diffusers import AutoencoderKL
+
+    net = make("published_image_vae")
+    blocks = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
+    plain = AutoencoderKL(
+        down_block_types=blocks[0],
+        up_block_types=blocks[1],
+        block_out_channels=(4, 8, 8),
+        norm_num_groups=2,
+    ).eval()
+    own = {k.removeprefix("vae."): v for k, v in net.state_dict().items() if k[:4] == "vae."}
+    plain.load_state_dict(own, strict=True)
+    x = video(1, 24, 16)[:, :, 0]
+    with torch.no_grad():
+        assert torch.allclose(plain.encode(x).latent_dist.mean, net.encode(x).mean, atol=1e-5)
+        z = torch.randn(2, 4, 3, 2)
+        assert torch.allclose(plain.decode(z).sample, net.decode(z), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("klvae_image_f8c4", 83_653_863), ("klvae_image_f8c16", 83_819_683)]
+)
+def test_image_presets_have_the_published_size(name: str, size: int) -> None:
+    """Of the VAEs of Stable Diffusion 1.5 (83.65 M) and FLUX.1 (83.82 M)."""
+    with torch.device("meta"):
+        net = zoo.create(name)
+    assert sum(p.numel() for p in net.parameters()) == size
+    assert net.compression == (1, 8, 8)
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_video_vaes_have_the_encoder_of_cdt(size: str) -> None:
+    """Key by key: what is compared with a CDT is the decoder alone (facts of arXiv 2503.03708)."""
+    facts = {
+        "small": CompressorConfig(context_dim=64, space_down=(1, 1, 1, 0)),
+        "base": CompressorConfig(
+            context_dim=128,
+            space_down=(0, 1, 1, 1),
+            padding="zeros",
+            upsampling="nearest",
+        ),
+    }[size]
+    with torch.device("meta"):
+        net = zoo.create(f"klvae_video_{size}")
+        encoder = Encoder(facts)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (net.encoder, encoder)]
+    assert shapes[0] == shapes[1]
+    for field in ("padding", "upsampling", "time_down", "space_down"):
+        assert getattr(net.config, field) == getattr(facts, field)
+    assert (net.compression, net.latent_channels) == ((4, 8, 8), 16)

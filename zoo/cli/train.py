@@ -25,7 +25,7 @@ from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
 from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
 from zoo.lit.tokenizer import TokenizerModule
-from zoo.objectives import DenoisingObjective, ReconstructionObjective
+from zoo.objectives import DenoisingObjective, ReconstructionObjective, Regularizer
 from zoo.paths import data_folder
 from zoo.registry import presets
 
@@ -59,6 +59,7 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [DenoisingObjective, ReconstructionObjective, VideoFolder, ImageFolder]
+        builders += Regularizer.__subclasses__()
         return options + [name for build in builders for name in signature(build).parameters]
 
 

@@ -103,9 +103,9 @@ class KLVAE(Tokenizer):
             moments.bias[self.latent_channels :] = -7.0
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight that makes the pixels; the adversarial stage balances gradients on it."""
-        weight: nn.Parameter = self.vae.decoder.conv_out.weight
+        weight: Tensor = self.vae.decoder.conv_out.weight
         return weight
 
     def encode(self, x: Tensor) -> Posterior:

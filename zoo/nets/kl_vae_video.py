@@ -59,7 +59,7 @@ class KLVAEVideo(Tokenizer):
         name_slots(self)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight that makes the pixels; the adversarial stage balances gradients on it."""
         return self.head.weight
 
