@@ -25,7 +25,8 @@ from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
 from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
 from zoo.lit.tokenizer import TokenizerModule
-from zoo.objectives import DenoisingObjective, ReconstructionObjective, Regularizer
+from zoo.nets.discriminator import PatchDiscriminator
+from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
 from zoo.paths import data_folder
 from zoo.registry import presets
 
@@ -59,7 +60,7 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [DenoisingObjective, ReconstructionObjective, VideoFolder, ImageFolder]
-        builders += Regularizer.__subclasses__()
+        builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
 
@@ -168,6 +169,7 @@ class ZooCLI(LightningCLI):
             skipped = init_from(self.model.net, config.init_from, strict=config.init_strict)
             for line in skipped:
                 _LOG.info("init_from skips %s", line)
+        self.model.take_over(self.trainer)
         size = sum(p.numel() for p in self.model.net.parameters()) / 1e6
         _LOG.info(
             "%s, %.2f M parameters, %s precision, to %s",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,20 @@ def check_terms(
             "use --trainer.precision bf16-mixed or 32-true"
         )
     raise RunError(f"{said}: {layer} overflowed first: lower the learning rate or check the clips")
+
+
+def check_gradient(weights: Iterable[Tensor], *, step: int, who: str) -> None:
+    """Stop a run before a gradient that isn't finite reaches the weights of `who`.
+
+    Raises:
+        RunError: the gradient is not finite.
+    """
+    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    if not torch.isfinite(norm):
+        raise RunError(
+            f"step {step}: the gradient of {who} is not finite: lower the learning rate or use a "
+            "wider precision"
+        )
 
 
 def first_overflow(net: nn.Module, forward: Callable[[], object]) -> tuple[str, torch.dtype] | None:

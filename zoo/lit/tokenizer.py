@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from zoo.data.batch import Batch
-from zoo.errors import RunError, UserError
-from zoo.lit.finite import check_terms
+from zoo.errors import UserError
+from zoo.lit.adversarial import check_stage, take_turns
+from zoo.lit.finite import check_gradient, check_terms
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.cdt import CDT
 from zoo.nets.pca import BlockPCA
 from zoo.nets.tokenizer import Tokenizer
-from zoo.objectives import Losses, Objective
+from zoo.objectives import Adversarial, Losses, Objective
 
 TIME_BINS = 4
 
@@ -34,6 +38,7 @@ class TokenizerModule(LightningModule):
         optimizer: called with the parameters.
         warmup_steps: steps of linear warm-up; then a cosine over the rest of the run.
         pca_clips: training clips that a net's linear shortcut is fitted on, before the first step.
+        adversarial: a second stage against a discriminator, for KL-VAEs; None: without.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class TokenizerModule(LightningModule):
         optimizer: OptimizerCallable,
         warmup_steps: int = 100,
         pca_clips: int = 400,
+        adversarial: Adversarial | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -51,6 +57,11 @@ class TokenizerModule(LightningModule):
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.pca_clips = pca_clips
+        self.adversarial = adversarial
+        # one optimiser: Lightning's loop; two players take their turns by hand
+        self.automatic_optimization = adversarial is None
+        self._clip: float | None = None
+        self._seed = 0
         self._by_time: list[tuple[Tensor, Tensor]] = []
         self._latents = LatentStatistics()
 
@@ -67,22 +78,33 @@ class TokenizerModule(LightningModule):
                 done = max(done, elapsed / max(1e-9, elapsed + left))
         return min(1.0, done)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with warm-up and cosine decay, updated each step."""
+    def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
+        """The net's optimizer with warm-up and cosine decay, a discriminator's with the cosine."""
         optimizer = self.optimizer(p for p in self.net.parameters() if p.requires_grad)
 
-        def scale(_: int) -> float:
-            warm = min(1.0, (self.trainer.global_step + 1) / max(1, self.warmup_steps))
-            return warm * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        def cosine(_: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * self.progress()))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        def warm_cosine(step: int) -> float:
+            warm = (self.trainer.global_step + 1) / max(1, self.warmup_steps)
+            return min(1.0, warm) * cosine(step)
+
+        configs = [_config(optimizer, warm_cosine)]
+        if self.adversarial is not None:
+            weights = self.adversarial.discriminator.parameters()
+            configs.append(_config(self.adversarial.optimizer(weights), cosine))
+        return configs
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Before fit: with two optimisers, clipping is this module's and not the trainer's."""
+        if self.adversarial is not None:
+            self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
     def on_fit_start(self) -> None:
         """Load LPIPS and fit the shortcut, unless a checkpoint or `init_from` brought one."""
+        if self.adversarial is not None:
+            check_stage(self.adversarial, self.net, self.trainer)
+        self._seed = torch.initial_seed()
         self.objective.prepare()
         pca = getattr(self.net, "pca", None)
         if isinstance(pca, BlockPCA) and not pca.basis.any():
@@ -90,9 +112,23 @@ class TokenizerModule(LightningModule):
             # the same clips on every rank, so that every rank has the same shortcut
             pca.fit(s.pixels[None].to(self.device) for s in source.spread(self.pca_clips))
 
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
+        trainer = self.trainer
+        part = index % trainer.accumulate_grad_batches
+        drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
+        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch of clips; a non-finite term ends the run before it reaches the weights."""
         losses: Losses = self._losses(batch)
+        if self.adversarial is not None:
+            layer: Any = self.net.last_layer
+            terms = take_turns(
+                self, self.adversarial, losses, batch, last_layer=layer, clip=self._clip
+            )
+            for name, value in terms.items():
+                self.log(f"train/{name}", value)
         for name, value in losses.terms.items():
             self.log(f"train/{name}", value, prog_bar=True)
         self.log("train/loss", losses.total)
@@ -138,13 +174,7 @@ class TokenizerModule(LightningModule):
         )
         if self.trainer.precision == "16-mixed":
             return  # its scaler expects overflows and skips those steps
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise RunError(
-                f"step {self.trainer.global_step}: the gradient is not finite: lower the learning "
-                "rate or use a wider precision"
-            )
+        check_gradient(self.net.parameters(), step=self.trainer.global_step, who="the net")
 
     def on_validation_epoch_start(self) -> None:
         """Forget the latents of the last validation."""
@@ -189,3 +219,8 @@ class TokenizerModule(LightningModule):
         codes = torch.cat(means, dim=1)
         self.net.latent_mean.copy_(codes.mean(1))
         self.net.latent_std.copy_(codes.std(1))
+
+
+def _config(optimizer: Optimizer, scale: Callable[[int], float]) -> OptimizerLRSchedulerConfig:
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,5 +1,6 @@
 """Training objectives: a net and pixels in, named loss terms out."""
 
+from zoo.objectives.adversarial import Adversarial
 from zoo.objectives.denoising import DenoisingObjective
 from zoo.objectives.losses import Losses, Objective
 from zoo.objectives.reconstruction import ReconstructionObjective
@@ -8,6 +9,7 @@ from zoo.objectives.regularizers import KL, MMD, CauchySchwarz, Regularizer, Spl
 __all__ = [
     "KL",
     "MMD",
+    "Adversarial",
     "CauchySchwarz",
     "DenoisingObjective",
     "Losses",

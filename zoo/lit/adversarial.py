@@ -1,0 +1,119 @@
+"""One step of the adversarial stage: the net's turn, then the discriminator's.
+
+The net steps through Lightning's optimiser, the discriminator through torch's own, which Lightning
+doesn't count: `global_step` stays the number of the net's steps, so schedules, checkpoints, limits
+and pictures mean what they mean without a discriminator. Its own count is `Adversarial.steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from zoo.data.batch import Batch
+from zoo.errors import UserError
+from zoo.lit.finite import check_gradient, check_terms
+from zoo.objectives import Adversarial, Losses
+
+
+def check_stage(stage: Adversarial, net: nn.Module, trainer: Trainer) -> None:
+    """Say before the first step what would only show hours later.
+
+    Raises:
+        UserError: the discriminator would start after the last step, or net, precision or
+            accumulation don't go with two optimisers.
+    """
+    if not isinstance(getattr(net, "last_layer", None), Tensor):
+        raise UserError(
+            f"{type(net).__name__} has no last_layer: the adversarial stage trains KL-VAEs"
+        )
+    last = trainer.estimated_stepping_batches
+    if stage.start >= last:
+        raise UserError(
+            f"the discriminator would start at step {stage.start}, after the last step {last:g}: "
+            "lower model.adversarial.init_args.start or raise trainer.max_steps"
+        )
+    if trainer.precision == "16-mixed":
+        raise UserError("the adversarial stage has no float16 scaler: use bf16-mixed or 32-true")
+    if trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: the adversarial stage "
+            "takes 1; use a larger batch"
+        )
+
+
+def take_turns(
+    module: LightningModule,
+    stage: Adversarial,
+    losses: Losses,
+    batch: Batch,
+    *,
+    last_layer: Tensor,
+    clip: float | None,
+) -> dict[str, Tensor]:
+    """Step the net, and from `stage.start` on the discriminator.
+
+    Args:
+        module: two optimisers (net, discriminator) and a schedule for each.
+        losses: of the net without the adversarial term.
+        batch: the originals.
+        last_layer: of the net.
+        clip: largest norm of each player's gradient; None doesn't clip.
+
+    Returns:
+        The terms of the stage, for the log; empty before the start.
+
+    Raises:
+        RunError: a term or a gradient is not finite.
+    """
+    trainer = module.trainer
+    step = trainer.global_step
+    optimizer = cast(list[LightningOptimizer], module.optimizers())[0]
+    total, terms = losses.total, {}
+    playing = step >= stage.start
+    x, y = batch.pixels, losses.output
+    assert y is not None
+    if playing:
+        fooling = stage.fool(y)
+        balance = stage.balance(total, fooling, last_layer)
+        total = total + balance * fooling
+        terms = {"gan": fooling.detach(), "gan_balance": balance}
+    _descend(module, optimizer, total, clip=clip, step=step, who="the net")
+    if playing:
+        loss, verdicts = stage.judge(x, y)
+        terms |= verdicts
+        check_terms(
+            terms,
+            step=step,
+            clips=batch.key,
+            net=stage.discriminator,
+            again=lambda: stage.fool(y),
+        )
+        raw = trainer.optimizers[1]
+        _descend(module, raw, loss, clip=clip, step=step, who="the discriminator")
+    for scheduler in cast(Iterable[torch.optim.lr_scheduler.LambdaLR], module.lr_schedulers()):
+        scheduler.step()
+    return terms
+
+
+def _descend(
+    module: LightningModule,
+    optimizer: LightningOptimizer | torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    clip: float | None,
+    step: int,
+    who: str,
+) -> None:
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    module.manual_backward(loss)
+    check_gradient(weights, step=step, who=who)
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(weights, clip)
+    optimizer.step()
