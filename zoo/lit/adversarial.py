@@ -7,13 +7,13 @@ and pictures mean what they mean without a discriminator. Its own count is `Adve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.data.batch import Batch
 from zoo.errors import UserError
@@ -73,31 +73,33 @@ def take_turns(
     """
     trainer = module.trainer
     step = trainer.global_step
-    optimizer = cast(list[LightningOptimizer], module.optimizers())[0]
-    total, terms = losses.total, {}
+    total = losses.total
+    terms: dict[str, Tensor] = {}
     playing = step >= stage.start
     x, y = batch.pixels, losses.output
     assert y is not None
+    optimizers = cast(list[LightningOptimizer], module.optimizers())
+    schedules = cast(list[LRScheduler], module.lr_schedulers())
     if playing:
+
+        def check() -> None:
+            clips, judge = batch.key, stage.discriminator
+            check_terms(terms, step=step, clips=clips, net=judge, again=lambda: stage.fool(y))
+
         fooling = stage.fool(y)
         balance = stage.balance(total, fooling, last_layer)
-        total = total + balance * fooling
         terms = {"gan": fooling.detach(), "gan_balance": balance}
-    _descend(module, optimizer, total, clip=clip, step=step, who="the net")
+        check()
+        total = total + balance * fooling
+    _descend(module, optimizers[0], total, clip=clip, step=step, who="the net")
+    schedules[0].step()
     if playing:
         loss, verdicts = stage.judge(x, y)
         terms |= verdicts
-        check_terms(
-            terms,
-            step=step,
-            clips=batch.key,
-            net=stage.discriminator,
-            again=lambda: stage.fool(y),
-        )
+        check()
         raw = trainer.optimizers[1]
         _descend(module, raw, loss, clip=clip, step=step, who="the discriminator")
-    for scheduler in cast(Iterable[torch.optim.lr_scheduler.LambdaLR], module.lr_schedulers()):
-        scheduler.step()
+        schedules[1].step()
     return terms
 
 

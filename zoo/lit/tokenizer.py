@@ -200,7 +200,7 @@ class TokenizerModule(LightningModule):
         if self._latents.count:
             active = float(self._latents.active_units())
             self.log("val/active_units", active, sync_dist=True)
-            self.log("val/latent_nats", self._latents.mutual_information(), sync_dist=True)
+            self.log("val/mutual_information", self._latents.mutual_information(), sync_dist=True)
 
     @torch.no_grad()
     def measure_latents(self, *, clips: int = 64) -> None:
