@@ -198,3 +198,5 @@ def test_mistakes() -> None:
     for regularizer in (KL(), KL(free_bits=1.0), CauchySchwarz(), SplitKL()):
         with pytest.raises(UserError, match="deterministic"):
             regularizer(Posterior(z), z, pixels=1)
+    # weight 0 leaves it out, as a decoder on a frozen encoder wants it
+    assert not KL(weight=0).add_to(z, {}, posterior=Posterior(z), z=z, pixels=1, progress=1).any()

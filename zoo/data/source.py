@@ -91,7 +91,7 @@ class Source(Dataset[Sample], ABC):
         """Find and probe the files; does nothing the second time.
 
         Raises:
-            UserError: the root is missing, or holds no file of this kind.
+            UserError: the root is missing, holds no file of this kind, or none as large as `size`.
             RunError: more than `max_broken` of the files are broken.
         """
         if self._usable is not None:
@@ -110,6 +110,12 @@ class Source(Dataset[Sample], ABC):
         self._failed = torch.zeros(len(usable), dtype=torch.uint8)
         self._failed.share_memory_()  # type: ignore[no-untyped-call]
         self.check()
+        sides = [min(f.facts["width"], f.facts["height"]) for f in usable if "width" in f.facts]
+        if sides and max(sides) < self.size:
+            raise UserError(
+                f"size {self.size} is larger than everything in {self.root}, whose shorter sides "
+                f"have at most {max(sides)} pixels: lower size"
+            )
         self._arrange()
 
     @property

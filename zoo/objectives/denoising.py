@@ -54,9 +54,15 @@ class DenoisingObjective:
         x0 = net.denoise(noisy, index, contexts, base=base)
 
         by_clip = (x0.float() - x).square().flatten(1).mean(1)
-        regularity = self.regularizer(posterior, z, pixels=x[0].numel())
-        terms = {"mse": by_clip.mean(), self.regularizer.name: regularity}
-        total = terms["mse"] + self.regularizer.weight_at(progress) * regularity
+        terms = {"mse": by_clip.mean()}
+        total = self.regularizer.add_to(
+            terms["mse"],
+            terms,
+            posterior=posterior,
+            z=z,
+            pixels=x[0].numel(),
+            progress=progress,
+        )
         perceptual = self.lpips(x0, x, progress)
         if perceptual is not None:
             terms["lpips"] = perceptual

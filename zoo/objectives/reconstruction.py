@@ -56,9 +56,15 @@ class ReconstructionObjective:
         y = net.decode(given, size=(x.shape[2], x.shape[3], x.shape[4]))
         error = y.float() - x
         by_clip = (error.square() if self.pixel == "mse" else error.abs()).flatten(1).mean(1)
-        regularity = self.regularizer(posterior, z, pixels=x[0].numel())
-        terms = {self.pixel: by_clip.mean(), self.regularizer.name: regularity}
-        total = terms[self.pixel] + self.regularizer.weight_at(progress) * regularity
+        terms: dict[str, Tensor] = {self.pixel: by_clip.mean()}
+        total = self.regularizer.add_to(
+            terms[self.pixel],
+            terms,
+            posterior=posterior,
+            z=z,
+            pixels=x[0].numel(),
+            progress=progress,
+        )
         perceptual = self.lpips(y, x, progress)
         if perceptual is not None:
             terms["lpips"] = perceptual

@@ -28,7 +28,7 @@ class Regularizer(ABC):
         name: of the term in the log.
 
     Args:
-        weight: on the term (beta).
+        weight: on the term (beta); 0 leaves the term out.
         warmup: share of the run over which the weight grows from 0, linearly (arXiv 1602.02282);
             0 starts with the whole weight.
     """
@@ -46,6 +46,22 @@ class Regularizer(ABC):
     def weight_at(self, progress: float) -> float:
         """The weight when `progress` in [0,1] of the run is done."""
         return self.weight * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+
+    def add_to(
+        self,
+        total: Tensor,
+        terms: dict[str, Tensor],
+        *,
+        posterior: Posterior,
+        z: Tensor,
+        pixels: int,
+        progress: float,
+    ) -> Tensor:
+        """`total` with the weighted term, which also goes into `terms`; see `__call__`."""
+        if not self.weight:
+            return total
+        terms[self.name] = self(posterior, z, pixels=pixels)
+        return total + self.weight_at(progress) * terms[self.name]
 
     @abstractmethod
     def __call__(self, posterior: Posterior, z: Tensor, *, pixels: int) -> Tensor:
