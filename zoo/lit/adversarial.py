@@ -21,29 +21,45 @@ from zoo.lit.finite import check_gradient, check_terms
 from zoo.objectives import Adversarial, Losses
 
 
-def check_stage(stage: Adversarial, net: nn.Module, trainer: Trainer) -> None:
-    """Say before the first step what would only show hours later.
+def take_over(trainer: Trainer) -> float | None:
+    """Before fit: what Lightning's loop does for one optimiser is now done in `take_turns`.
+
+    Returns:
+        The largest gradient norm, which the trainer is no longer asked to see to.
 
     Raises:
-        UserError: the discriminator would start after the last step, or net, precision or
-            accumulation don't go with two optimisers.
+        UserError: precision or accumulation don't go with two optimisers.
     """
-    if not isinstance(getattr(net, "last_layer", None), Tensor):
-        raise UserError(
-            f"{type(net).__name__} has no last_layer: the adversarial stage trains KL-VAEs"
-        )
-    last = trainer.estimated_stepping_batches
-    if stage.start >= last:
-        raise UserError(
-            f"the discriminator would start at step {stage.start}, after the last step {last:g}: "
-            "lower model.adversarial.init_args.start or raise trainer.max_steps"
-        )
     if trainer.precision == "16-mixed":
         raise UserError("the adversarial stage has no float16 scaler: use bf16-mixed or 32-true")
     if trainer.accumulate_grad_batches != 1:
         raise UserError(
             f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: the adversarial stage "
             "takes 1; use a larger batch"
+        )
+    clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+    return None if clip is None else float(clip)
+
+
+def check_stage(stage: Adversarial, net: nn.Module, *, steps: float) -> None:
+    """Say before the first step what would only show hours later.
+
+    Args:
+        stage: the second stage.
+        net: what it trains.
+        steps: how many the run has.
+
+    Raises:
+        UserError: the discriminator would start after the last step, or never find a last layer.
+    """
+    if not isinstance(getattr(net, "last_layer", None), Tensor):
+        raise UserError(
+            f"{type(net).__name__} has no last_layer: the adversarial stage trains KL-VAEs"
+        )
+    if stage.start >= steps:
+        raise UserError(
+            f"the discriminator would start at step {stage.start}, after the last step {steps:g}: "
+            "lower model.adversarial.init_args.start or raise trainer.max_steps"
         )
 
 

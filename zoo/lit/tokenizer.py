@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from zoo.data.batch import Batch
 from zoo.errors import UserError
-from zoo.lit.adversarial import check_stage, take_turns
+from zoo.lit.adversarial import check_stage, take_over, take_turns
 from zoo.lit.finite import check_gradient, check_terms
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
@@ -96,14 +96,19 @@ class TokenizerModule(LightningModule):
         return configs
 
     def take_over(self, trainer: Trainer) -> None:
-        """Before fit: with two optimisers, clipping is this module's and not the trainer's."""
+        """Call before `fit`: with two optimisers clipping is this module's, not the trainer's.
+
+        Raises:
+            UserError: the trainer's precision or accumulation doesn't go with two optimisers.
+        """
         if self.adversarial is not None:
-            self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+            self._clip = take_over(trainer)
 
     def on_fit_start(self) -> None:
         """Load LPIPS and fit the shortcut, unless a checkpoint or `init_from` brought one."""
         if self.adversarial is not None:
-            check_stage(self.adversarial, self.net, self.trainer)
+            steps = self.trainer.estimated_stepping_batches
+            check_stage(self.adversarial, self.net, steps=steps)
         self._seed = torch.initial_seed()
         self.objective.prepare()
         pca = getattr(self.net, "pca", None)
