@@ -74,6 +74,13 @@ _UNKNOWN = (
 
 def explain(message: str, known: Iterable[str]) -> str:
     """jsonargparse's message as one sentence; an unknown key is named with the closest."""
+    known = list(known)
+    if found := re.search(r"NestedArg\(key='([\w.]+)', val='?([^')]*)", message):
+        # so jsonargparse says of a class's setting that comes from the command line
+        key, value = found[1], found[2]
+        if key in known:
+            return f"{key} = {value}: the value doesn't fit"
+        return f"unknown key '{key}': did you mean '{closest(key, known, count=1)[0]}'?"
     for pattern in _UNKNOWN:
         if found := re.search(pattern, message):
             key = found[1].removeprefix("fit.")

@@ -42,7 +42,7 @@ class Adversarial(nn.Module):
         *,
         discriminator: nn.Module,
         optimizer: OptimizerFactory,
-        weight: float = 0.1,
+        weight: float = 0.5,
         start: int = 0,
         warmup: int = 500,
         max_balance: float = 10.0,
