@@ -80,6 +80,7 @@ def explain(message: str, known: Iterable[str]) -> str:
         key, value = found[1], found[2]
         if key in known:
             return f"{key} = {value}: the value doesn't fit"
+        known = [k for k in known if "." not in k]
         return f"unknown key '{key}': did you mean '{closest(key, known, count=1)[0]}'?"
     for pattern in _UNKNOWN:
         if found := re.search(pattern, message):
