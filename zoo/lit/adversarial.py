@@ -28,7 +28,7 @@ def take_over(trainer: Trainer) -> float | None:
         The largest gradient norm, which the trainer is no longer asked to see to.
 
     Raises:
-        UserError: precision or accumulation don't go with two optimisers.
+        UserError: precision, accumulation or several processes don't go with two optimisers.
     """
     if trainer.precision == "16-mixed":
         raise UserError("the adversarial stage has no float16 scaler: use bf16-mixed or 32-true")
@@ -36,6 +36,11 @@ def take_over(trainer: Trainer) -> float | None:
         raise UserError(
             f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: the adversarial stage "
             "takes 1; use a larger batch"
+        )
+    if trainer.world_size > 1:
+        raise UserError(
+            f"{trainer.world_size} processes: the adversarial stage runs on one, because two "
+            "players would wait for each other's gradients; use --trainer.devices 1"
         )
     clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
     return None if clip is None else float(clip)
