@@ -33,6 +33,8 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             n = float(count)
+            if not current.is_floating_point():
+                return current  # a counter
             return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(avg_fn=average)

@@ -62,8 +62,7 @@ class Adversarial(nn.Module):
         self.optimizer = optimizer
         self.weight, self.start, self.warmup = weight, start, warmup
         self.max_balance, self.lecam, self.lecam_decay = max_balance, lecam, lecam_decay
-        # float64: the average of weights averages buffers too, and counts stay exact to 2^53
-        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))
 
