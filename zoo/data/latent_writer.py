@@ -1,0 +1,380 @@
+"""Writes latents to WebDataset shards; stopped at any moment, it goes on byte for byte.
+
+`webdataset.TarWriter` holds back what it is given until a buffer is full, so shards are written
+with `tarfile` itself: what a `checkpoint` stands for must be on disk, and where it ends be known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from zoo.data.latents import (
+    DTYPES,
+    FILMS,
+    MANIFEST,
+    FilmEntry,
+    Settings,
+    manifest_text,
+    read_films,
+    read_manifest,
+    sample_name,
+    shard_name,
+    tar_member,
+)
+from zoo.errors import RunError, UserError
+from zoo.streaming import State
+
+PROGRESS = ".progress.safetensors"
+SHARD_BYTES = 256 * 10**6
+_SAMPLE_BYTES = 4 * 10**6
+_SAMPLE_LATENTS = 16
+
+
+@dataclass
+class OpenFilm:
+    """A film that is being written.
+
+    Attributes:
+        number, key, source, height, width, rate, info: as in `FilmEntry`.
+        latents: [c,t,h,w] written or waiting so far.
+        per_sample: latents a sample.
+        frames: frames read so far.
+        places: as in `FilmEntry`.
+        moments: as in `FilmEntry`.
+        times: of the frames whose sample isn't written yet; only where the rate varies.
+        samples: written so far.
+        begun: shard and offset where it starts.
+        stamp: bytes and time of change of the source.
+    """
+
+    number: int
+    key: str
+    source: str
+    height: int
+    width: int
+    rate: str
+    info: dict[str, Any]
+    latents: list[int] = field(default_factory=list)
+    per_sample: int = 0
+    frames: int = 0
+    places: list[list[int]] = field(default_factory=list)
+    moments: list[list[float]] = field(default_factory=list)
+    times: list[float] | None = None
+    samples: int = 0
+    begun: list[int] = field(default_factory=list)
+    stamp: list[int] = field(default_factory=list)
+
+
+class LatentWriter:
+    """Appends films to a folder of latents; a context manager.
+
+    What is finished has its name; the shard at work is hidden. `checkpoint` marks how far a later
+    run can go on from, and every finished film is one.
+
+    Args:
+        folder: made where it isn't there; one of the same settings is gone on with.
+        settings: what decides the latents.
+        shard_bytes: a shard ends with the sample that takes it past this.
+
+    Attributes:
+        done: keys of the films that are finished.
+        film: the film at work: after a stop the one to go on with, with `state`.
+        state: tensors that the last run's checkpoint was given; None: begin at the film's start.
+
+    Raises:
+        UserError: the folder can't be written, holds something else, or latents of other settings.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: Settings, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder = Path(folder)
+        self.settings = settings
+        self.film: OpenFilm | None = None
+        self.state: State | None = None
+        self._shard_bytes = shard_bytes
+        self._dtype = DTYPES[settings.dtype]
+        self._waiting: list[Tensor] = []
+        self._shard, self._offset, self._films_bytes = 0, 0, 0
+        self._file: BinaryIO | None = None
+        try:
+            self._claim()
+            self._go_on()
+        except OSError as error:
+            raise UserError(
+                f"{folder} can't be written ({error.strerror}): choose another folder"
+            ) from error
+        self.done = {film.key for film in read_films(self.folder)}
+
+    def _claim(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            if any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} holds other files: name a new folder for latents")
+            write_text(self.folder / MANIFEST, manifest_text(self.settings, None))
+            return
+        manifest[0].check_model(self.settings, self.folder)
+        ours, theirs = asdict(self.settings), asdict(manifest[0])
+        for key, value in theirs.items():
+            if key != "model" and ours[key] != value:
+                raise UserError(
+                    f"{self.folder} was written with {key} = {value}, not {ours[key]}: "
+                    "give the same settings to go on, or another folder"
+                )
+
+    def _go_on(self) -> None:
+        """Bring the folder back to its last checkpoint: what was written after it is redone."""
+        path = self.folder / PROGRESS
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress = json.loads(metadata["progress"])
+            self._shard, self._offset = progress["shard"], progress["offset"]
+            self._films_bytes = progress["films_bytes"]
+            if progress["film"] is not None:
+                self.film = OpenFilm(**progress["film"])
+                waiting = tensors.pop("waiting", None)
+                self._waiting = [] if waiting is None else [waiting]
+                self.state = tensors
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove shards behind the one at work and lines behind the finished films."""
+        for tar in self.folder.glob("*.tar"):
+            if int(tar.stem) > self._shard:
+                tar.unlink()
+        for part in self.folder.glob(".*.tar.part"):
+            if part != self._part:
+                part.unlink()
+        finished = self.folder / shard_name(self._shard)
+        if finished.exists():
+            os.replace(finished, self._part)
+        films = self.folder / FILMS
+        with films.open("ab"):
+            pass  # it is there from now on
+        os.truncate(films, self._films_bytes)
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / f".{shard_name(self._shard)}.part"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def begin(
+        self, *, key: str, source: Path, height: int, width: int, rate: str, info: dict[str, Any]
+    ) -> OpenFilm:
+        """Start the next film, or go on with the one that the last run stopped in.
+
+        Args:
+            key, source, height, width, rate, info: as in `FilmEntry`.
+
+        Returns:
+            The film; where its `frames` isn't 0, so many of them are done and `state` holds what
+            the last `checkpoint` was given.
+        """
+        stat = source.stat()
+        film = OpenFilm(len(self.done), key, str(source), height, width, rate, info)
+        film.stamp = [stat.st_size, stat.st_mtime_ns]
+        if self.film is not None:
+            if (self.film.key, self.film.stamp) == (key, film.stamp):
+                return self.film
+            self.drop()  # the film it stopped in has changed, or isn't wanted now
+        film.begun = [self._shard, self._offset]
+        film.times = [] if info.get("variable_rate") else None
+        self.film = film
+        return film
+
+    def drop(self) -> None:
+        """Forget the film at work: the folder is again what it was before it."""
+        assert self.film is not None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._shard, self._offset = self.film.begun
+        self._tidy()
+        self.film, self.state, self._waiting = None, None, []
+        self.checkpoint({})
+
+    def add(self, latents: Tensor, *, frames: int, times: Sequence[float] = ()) -> None:
+        """Append latents to the film.
+
+        Args:
+            latents: [c,n,h,w], n >= 0.
+            frames: how many frames were read for them.
+            times: of these frames, in seconds.
+
+        Raises:
+            RunError: the disk is full or gone.
+        """
+        film = self.film
+        assert film is not None
+        film.frames += frames
+        if film.times is not None:
+            film.times.extend(times)
+        stored = latents.detach().to("cpu", self._dtype)
+        if not film.latents:
+            film.latents = [len(stored), 0, *stored.shape[2:]]
+            each = stored.new_empty(film.latents[0], *film.latents[2:]).nbytes
+            film.per_sample = max(1, min(_SAMPLE_LATENTS, _SAMPLE_BYTES // each))
+            film.moments = [[0.0] * len(stored), [0.0] * len(stored)]
+        if not torch.isfinite(stored).all():
+            raise RunError(
+                f"{film.key}: a latent near frame {film.frames} isn't finite in "
+                f"{self.settings.dtype}: give --dtype fp32"
+            )
+        film.latents[1] += stored.shape[1]
+        wide = stored.double().flatten(1)
+        for sums, more in zip(film.moments, (wide, wide.square()), strict=True):
+            sums[:] = [a + b for a, b in zip(sums, more.sum(1).tolist(), strict=True)]
+        self._waiting.append(stored)
+        whole = torch.cat(self._waiting, dim=1)
+        while whole.shape[1] >= film.per_sample:
+            self._write(film, whole[:, : film.per_sample])
+            whole = whole[:, film.per_sample :]
+        self._waiting = [whole]
+
+    def end(self, *, broken: int) -> FilmEntry:
+        """Finish the film: its last sample, its line in the index, a checkpoint.
+
+        Args:
+            broken: frames that could not be decoded.
+        """
+        film = self.film
+        assert film is not None
+        rest = torch.cat(self._waiting, dim=1)
+        if rest.shape[1]:
+            self._write(film, rest)
+        names = FilmEntry.__dataclass_fields__.keys() - {"broken"}
+        entry = FilmEntry(broken=broken, **{k: v for k, v in asdict(film).items() if k in names})
+        try:
+            with (self.folder / FILMS).open("ab") as file:
+                file.write(f"{json.dumps(asdict(entry))}\n".encode())
+                self._films_bytes = file.tell()
+        except OSError as error:
+            raise self._full(error) from error
+        self.done.add(film.key)
+        self.film, self.state, self._waiting = None, None, []
+        self.checkpoint({})
+        return entry
+
+    def checkpoint(self, state: State) -> None:
+        """Mark this point as one to go on from.
+
+        Args:
+            state: what the next run needs besides what was added; it finds it in `state`.
+        """
+        tensors = dict(state)
+        if self.film is not None and self._waiting:
+            tensors["waiting"] = torch.cat(self._waiting, dim=1)
+        progress = {
+            "shard": self._shard,
+            "offset": self._offset,
+            "films_bytes": self._films_bytes,
+            "film": None if self.film is None else asdict(self.film),
+        }
+        path = self.folder / PROGRESS
+        part = path.with_name(f"{PROGRESS}.part")
+        try:
+            if self._file is not None:
+                self._file.flush()
+            tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # safetensors says RuntimeError of a full disk
+            part.unlink(missing_ok=True)
+            raise self._full(error) from error
+
+    def finish(self) -> None:
+        """Name the last shard and write the statistics of all films."""
+        assert self.film is None, "a film is still at work"
+        self._close_shard()
+        films = read_films(self.folder)
+        write_text(self.folder / MANIFEST, manifest_text(self.settings, films))
+        self.checkpoint({})
+
+    def _write(self, film: OpenFilm, latents: Tensor) -> None:
+        first_latent, time = film.samples * film.per_sample, self.settings.compression[0]
+        first = 0 if first_latent == 0 else 1 + (first_latent - 1) * time
+        end = 1 + (first_latent + latents.shape[1] - 1) * time
+        count = min(end, film.frames) - first
+        facts = {
+            "key": film.key,
+            "first_frame": first,
+            "frames": count,
+            "height": film.height,
+            "width": film.width,
+            "rate": film.rate,
+        }
+        if film.times is not None:
+            facts["times"] = film.times[:count]
+            film.times = film.times[count:]
+        name = sample_name(film.number, film.samples)
+        try:
+            tar = self._open_shard()
+            if not film.places or film.places[-1][1] != self._shard:
+                film.places.append([film.samples, self._shard])
+            tar.addfile(*tar_member(f"{name}.json", json.dumps(facts).encode()))
+            tensor = save({"latents": latents.contiguous()})
+            tar.addfile(*tar_member(f"{name}.safetensors", tensor))
+        except OSError as error:
+            raise self._full(error) from error
+        film.samples += 1
+        self._offset = tar.offset
+        if self._offset >= self._shard_bytes:
+            self._close_shard()
+
+    def _open_shard(self) -> tarfile.TarFile:
+        if self._file is None:
+            self._file = self._part.open("r+b" if self._part.exists() else "w+b")
+            self._file.truncate(self._offset)
+            self._file.seek(self._offset)
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        return self._tar
+
+    def _close_shard(self) -> None:
+        if not self._offset:
+            return
+        try:
+            self._open_shard().close()
+            assert self._file is not None
+            self._file.close()
+            os.replace(self._part, self.folder / shard_name(self._shard))
+        except OSError as error:
+            raise self._full(error) from error
+        self._file = None
+        self._shard, self._offset = self._shard + 1, 0
+
+    def _full(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.folder} can't be written any further ({error}): "
+            "make room and run it again to go on"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a temporary name."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
