@@ -109,6 +109,7 @@ class LatentWriter:
         self._waiting: list[Tensor] = []
         self._shard, self._offset, self._films_bytes = 0, 0, 0
         self._file: BinaryIO | None = None
+        self._made, self._marked = not self.folder.exists(), False
         try:
             self._claim()
             self._go_on()
@@ -149,7 +150,7 @@ class LatentWriter:
                 self.film = OpenFilm(**progress["film"])
                 waiting = tensors.pop("waiting", None)
                 self._waiting = [] if waiting is None else [waiting]
-                self.state = tensors
+                self.state, self._marked = tensors, True
         self._tidy()
 
     def _tidy(self) -> None:
@@ -178,9 +179,22 @@ class LatentWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.finish()
-        elif self._file is not None:
-            with suppress(OSError):
+            return
+        with suppress(OSError):
+            if self._file is not None:
                 self._file.close()
+            if not self.done and not self._marked:
+                self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Take back what there is: a later run has nothing here to go on from."""
+        for name in (MANIFEST, FILMS, PROGRESS):
+            (self.folder / name).unlink(missing_ok=True)
+        for pattern in ("*.tar", ".*.tar.part"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        if self._made:
+            self.folder.rmdir()
 
     def begin(
         self, *, key: str, source: Path, height: int, width: int, rate: str, info: dict[str, Any]
@@ -294,6 +308,7 @@ class LatentWriter:
             "films_bytes": self._films_bytes,
             "film": None if self.film is None else asdict(self.film),
         }
+        self._marked = self.film is not None
         path = self.folder / PROGRESS
         part = path.with_name(f"{PROGRESS}.part")
         try:

@@ -77,6 +77,9 @@ class Settings:
     def of(cls, net: Any, *, model: str, **options: Any) -> Settings:
         """Settings for a net as it was loaded: before it is cast or wrapped."""
         config, weights = fingerprint(net)
+        if model.startswith("dir:"):
+            # found again from any folder
+            model = f"dir:{Path(model.removeprefix('dir:')).expanduser().absolute()}"
         return cls(
             model=model,
             architecture=net.architecture,
