@@ -15,8 +15,9 @@ import zoo
 from zoo.data.film import open_film
 from zoo.data.latent_writer import LatentWriter
 from zoo.data.latents import LatentFolder, Settings
+from zoo.data.reader import Frame
 from zoo.data.transforms import to_uint8
-from zoo.data.video import Frame, VideoWriter
+from zoo.data.writer import VideoWriter
 from zoo.errors import RunError, UserError
 from zoo.films import chunk_frames, decode_film, encode_film, reconstruct_film
 from zoo.nets.cdt import CDT

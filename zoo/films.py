@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from fractions import Fraction
+from itertools import starmap, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.data.background import read_ahead
+from zoo.data.colour import Colour
 from zoo.data.film import Film, FilmInfo
 from zoo.data.latent_writer import LatentWriter
 from zoo.data.latents import FilmEntry, LatentFolder
-from zoo.data.transforms import to_float, to_uint8
-from zoo.data.video import Frame
+from zoo.data.reader import TIME_SLACK, Frame, nearest
+from zoo.data.transforms import resize, to_float, to_uint8
 from zoo.diffusion.samplers import frame_noise
-from zoo.errors import RunError
+from zoo.errors import RunError, UserError
 from zoo.nets.posterior import Posterior
 from zoo.nets.tiling import Tiled
 from zoo.nets.tokenizer import Tokenizer, missing_frames
@@ -35,6 +39,7 @@ from zoo.streaming import State
 
 Picture = NDArray[np.uint8]
 CHECKPOINT_SECONDS = 300.0
+_FRACTIONS = ("rate", "time_base", "pixel_aspect")
 _AHEAD = 2  # chunks that wait for the net
 
 
@@ -60,7 +65,7 @@ def reconstruct_film(
     chunk: int = 16,
     steps: int = 1,
     seed: int = 0,
-) -> Iterator[tuple[Frame, Picture]]:
+) -> Generator[tuple[Frame, Picture]]:
     """Encode and decode a film.
 
     Args:
@@ -76,19 +81,20 @@ def reconstruct_film(
     waiting: deque[Frame] = deque()
     device, dtype = _place(net)
 
-    def pixels() -> Iterator[Tensor]:
-        for piece in read_ahead(_chunks(film, chunk), _AHEAD):
+    def pixels(pieces: Iterable[Chunk]) -> Iterator[Tensor]:
+        for piece in pieces:
             waiting.extend(piece.frames)
             yield piece.pixels.to(device, dtype)
 
     generator = torch.Generator().manual_seed(seed)
-    latents = net.stream_encode(pixels())
-    for decoded in net.stream_decode(latents, steps=steps, generator=generator):
-        # the last latent may stand for frames that the film doesn't have: no original waits for it
-        for picture in _pictures(decoded)[: len(waiting)]:
-            original = waiting.popleft()
-            height, width, _ = original.rgb.shape
-            yield original, picture[:height, :width]
+    with closing(read_ahead(_chunks(film, chunk), depth=_AHEAD)) as ahead:
+        latents = net.stream_encode(pixels(ahead))
+        for decoded in net.stream_decode(latents, steps=steps, generator=generator):
+            # the last latent may stand for frames that the film doesn't have: none waits for them
+            for picture in _pictures(decoded)[: len(waiting)]:
+                original = waiting.popleft()
+                height, width, _ = original.rgb.shape
+                yield original, picture[:height, :width]
 
 
 def encode_film(
@@ -142,22 +148,23 @@ def encode_film(
         with torch.no_grad():
             posterior, following = net.encode_step(pixels.to(device, dtype), state)
             latents = _latents(posterior, writer.settings.kind, generator)[0]
-        writer.add(latents, frames=len(frames), times=[frame.time for frame in frames])
+        writer.add(latents, times=[frame.time for frame in frames])
         return following
 
-    for piece in read_ahead(_chunks(film, chunk, skip=entry.frames), _AHEAD):
-        if state is not None and time.monotonic() - begun >= checkpoint_seconds:
-            writer.checkpoint({**state, "generator": generator.get_state()})
-            begun = time.monotonic()
-        state, last = add(piece.pixels, piece.frames), piece.pixels[:, :, -1:]
-        if progress is not None:
-            progress(entry.frames)
+    with closing(read_ahead(_chunks(film, chunk, skip=entry.frames), depth=_AHEAD)) as ahead:
+        for piece in ahead:
+            if state is not None and time.monotonic() - begun >= checkpoint_seconds:
+                writer.checkpoint({**state, "generator": generator.get_state()})
+                begun = time.monotonic()
+            state, last = add(piece.pixels, piece.frames), piece.pixels[:, :, -1:]
+            if progress is not None:
+                progress(entry.frames)
     if last is None:
         writer.drop()
         raise RunError(f"{film.path} holds no frame that can be decoded: nothing of it is written")
     if missing := missing_frames(entry.frames, net.compression[0]):
         add(last.expand(-1, -1, missing, -1, -1), [])
-    return writer.end(broken=film.broken)
+    return writer.end(broken=film.broken, truncated=film.truncated)
 
 
 def decode_film(
@@ -168,7 +175,7 @@ def decode_film(
     chunk: int = 16,
     steps: int = 1,
     seed: int = 0,
-) -> Iterator[Frame]:
+) -> Generator[Frame]:
     """Decode a film of a folder of latents.
 
     Args:
@@ -179,7 +186,7 @@ def decode_film(
         seed: of its noise.
 
     Yields:
-        The film's frames with their times in seconds.
+        The film's frames with their times in seconds of the source.
 
     Raises:
         RunError: a shard is missing or broken.
@@ -187,35 +194,77 @@ def decode_film(
     device, dtype = _place(net)
     times: deque[float] = deque()
 
-    def latents() -> Iterator[Tensor]:
-        for stored, facts in read_ahead(folder.samples(film), _AHEAD):
-            times.extend(facts.get("times", ()))
+    def latents(samples: Iterable[tuple[Tensor, dict[str, Any]]]) -> Iterator[Tensor]:
+        for stored, facts in samples:
+            first, frames = facts["first_frame"], facts["frames"]
+            even = (film.begin + float(n / film.fraction) for n in range(first, first + frames))
+            times.extend(facts.get("times", even))
             for piece in torch.split(stored, max(1, chunk // net.compression[0]), dim=1):
                 yield piece[None].to(device, dtype)
 
-    rate = film.fraction
-    decoded = net.stream_decode(
-        latents(),
-        size=(film.frames, film.height, film.width),
-        steps=steps,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    count = 0
-    for pixels in decoded:
-        for picture in _pictures(pixels):
-            yield Frame(picture, times.popleft() if times else float(count / rate))
-            count += 1
+    with closing(read_ahead(folder.samples(film), depth=_AHEAD)) as ahead:
+        decoded = net.stream_decode(
+            latents(ahead),
+            size=(film.frames, film.height, film.width),
+            steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for pixels in decoded:
+            for picture in _pictures(pixels):
+                yield Frame(picture, times.popleft())
+
+
+def cut_frames(
+    frames: Iterable[Frame],
+    film: FilmEntry,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    fps: Fraction | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[Frame]:
+    """Decoded frames as `open_film` gives a file's: what comes before `start` is decoded in vain.
+
+    Args:
+        frames: all frames of the film, with their times.
+        film: what they are of.
+        start, duration, fps, size: as for `open_film`; seconds count from the first frame.
+
+    Raises:
+        UserError: `start` is behind the film's end.
+    """
+    length = float(film.frames / film.fraction)
+    if start >= length:
+        raise UserError(f"a start of {start:g} s is behind the end of {film.key}: {length:.2f} s")
+    begin = film.begin + start
+    end = math.inf if duration is None else begin + duration
+    if fps is None:
+        kept: Iterable[Frame] = (f for f in frames if f.time >= begin - TIME_SLACK)
+        kept = takewhile(lambda f: f.time < end - TIME_SLACK, kept)
+    else:
+        timed = ((frame.rgb, frame.time) for frame in frames)
+        gap = float(1 / film.fraction)
+        kept = starmap(Frame, nearest(timed, start=begin, rate=fps, end=end, gap=lambda: gap))
+    for frame in kept:
+        yield frame if size is None else Frame(_scaled(frame.rgb, size), frame.time)
+
+
+def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:
+    video = torch.from_numpy(picture).movedim(-1, 0)[:, None]
+    scaled: Any = resize(video, size=(size[1], size[0]))[:, 0].movedim(0, -1).numpy()
+    return np.ascontiguousarray(scaled)
 
 
 def info_to_json(info: FilmInfo) -> dict[str, Any]:
     """What is known of a film as plain values."""
     values = dataclasses.asdict(info)
-    return {k: str(v) if isinstance(v, Fraction) else v for k, v in values.items()}
+    return {k: str(v) if k in _FRACTIONS else v for k, v in values.items()}
 
 
 def info_from_json(values: dict[str, Any]) -> FilmInfo:
     """The other way round."""
-    return FilmInfo(**{**values, "rate": Fraction(values["rate"])})
+    fractions = {k: Fraction(values[k]) for k in _FRACTIONS}
+    return FilmInfo(**{**values, **fractions, "colour": Colour(**values["colour"])})
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,28 @@ def pieces(z: Tensor) -> list[tuple[Tensor, int]]:
     return cut
 
 
-def write_film(writer: LatentWriter, source: Path, z: Tensor, **info: Any) -> None:
+def even(number: int) -> float:
+    """When a frame begins at 25 a second, from a start at 2 s."""
+    return 2.0 + number / 25
+
+
+def uneven(number: int) -> float:
+    return even(number) + 0.01 * (number % 3)
+
+
+def write_film(
+    writer: LatentWriter, source: Path, z: Tensor, seconds: Callable[[int], float] = even
+) -> None:
     key = source.name
-    film = writer.begin(key=key, source=source, height=32, width=40, rate="25", info=info)
+    film = writer.begin(key=key, source=source, height=32, width=40, rate="25", info={})
     done = film.frames
     for piece, frames in pieces(z):
         if done:  # what a stopped run has behind it
             done -= frames
             continue
-        times = [film.frames + 0.5 * i for i in range(frames)]
-        writer.add(piece, frames=frames, times=times)
-    writer.end(broken=0)
+        first = film.frames
+        writer.add(piece, times=[seconds(first + i) for i in range(frames)])
+    writer.end()
 
 
 @pytest.fixture
@@ -112,18 +124,22 @@ def test_round_trip_is_bit_exact(dtype: str, tmp_path: Path, source: Path) -> No
     }
 
 
-def test_times_of_a_varying_rate_are_kept(tmp_path: Path, source: Path) -> None:
-    with LatentWriter(tmp_path / "l", settings()) as writer:
-        write_film(writer, source, latents(40), variable_rate=True)
-    folder = LatentFolder(tmp_path / "l")
-    facts = [f for _, f in folder.samples(folder.films[0])]
-    times = [time for f in facts for time in f["times"]]
-    assert all(len(f["times"]) == f["frames"] for f in facts)
-    assert len(times) == folder.films[0].frames
-    expected: list[float] = []
-    for _, frames in pieces(latents(40)):
-        expected += [len(expected) + 0.5 * i for i in range(frames)]
-    assert times == expected
+def test_times_are_kept_where_they_are_uneven(tmp_path: Path, source: Path) -> None:
+    def late(number: int) -> float:  # a gap after frame 100: the second of three samples
+        return even(number) + (number > 100)
+
+    expected = {"even": even, "uneven": uneven, "late": late}
+    for name, seconds in expected.items():
+        with LatentWriter(tmp_path / name, settings()) as writer:
+            write_film(writer, source, latents(40), seconds)
+        folder = LatentFolder(tmp_path / name)
+        assert folder.films[0].begin == 2.0
+        facts = [f for _, f in folder.samples(folder.films[0])]
+        have = {"even": [], "uneven": [0, 1, 2], "late": [1, 2]}[name]
+        assert [i for i, f in enumerate(facts) if "times" in f] == have
+        for f in (facts[i] for i in have):
+            frames = range(f["first_frame"], f["first_frame"] + f["frames"])
+            assert f["times"] == pytest.approx([seconds(n) for n in frames])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -149,7 +165,7 @@ def test_any_stop_ends_in_the_same_bytes(tmp_path: Path) -> None:
                 height=32,
                 width=40,
                 rate="25",
-                info={"variable_rate": True},
+                info={},
             )
             if film.frames:
                 assert writer.state is not None
@@ -163,9 +179,10 @@ def test_any_stop_ends_in_the_same_bytes(tmp_path: Path) -> None:
                     writer.checkpoint({"memory": torch.tensor(film.frames)})
                 if written == stop_after:
                     return written
-                writer.add(piece, frames=frames, times=[film.frames + i / 3 for i in range(frames)])
+                first = film.frames
+                writer.add(piece, times=[uneven(first + i) for i in range(frames)])
                 written += 1
-            writer.end(broken=0)
+            writer.end()
         writer.finish()
         return written
 
@@ -192,7 +209,7 @@ def test_any_stop_ends_in_the_same_bytes(tmp_path: Path) -> None:
 def test_a_film_that_changed_is_begun_again(tmp_path: Path, source: Path) -> None:
     writer = LatentWriter(tmp_path / "l", settings())
     writer.begin(key="film.mp4", source=source, height=32, width=40, rate="25", info={})
-    writer.add(latents(9), frames=33)
+    writer.add(latents(9), times=[n / 25 for n in range(33)])
     writer.checkpoint({})
     source.write_bytes(b"another film")
     with LatentWriter(tmp_path / "l", settings()) as writer:

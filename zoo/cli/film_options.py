@@ -136,7 +136,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(name: str, frames: int) -> Iterator[Bar]:
+def progress_bar(name: str, frames: int | None) -> Iterator[Bar]:
     """A `Bar` towards `frames` while the block runs."""
     columns = (
         TextColumn("{task.description}"),
@@ -146,7 +146,14 @@ def progress_bar(name: str, frames: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bar(progress, progress.add_task(name, total=frames or None, fps="-"))
+        yield Bar(progress, progress.add_task(name, total=frames, fps="-"))
+
+
+def said_loss(broken: int, *, truncated: bool) -> str:
+    """What of a film could not be read, in words; empty where nothing is lost."""
+    losses = [f"{broken} frames can't be decoded"] if broken else []
+    losses += ["the file ends before its header says"] if truncated else []
+    return " and ".join(losses)
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from tarfile import RECORDSIZE
 from typing import NamedTuple
 
 import torch
@@ -19,17 +23,18 @@ from zoo.cli.film_options import (
     film_range,
     load_tokenizer,
     progress_bar,
+    said_loss,
     set_up,
 )
 from zoo.data.background import WriteBehind
 from zoo.data.film import FilmInfo, open_film
 from zoo.data.latent_writer import LatentWriter
 from zoo.data.latents import DTYPES, FilmEntry, LatentFolder, Settings, read_films
-from zoo.data.sources import IMAGE_SUFFIXES
+from zoo.data.pictures import IMAGE_SUFFIXES
 from zoo.data.video import VIDEO_SUFFIXES
 from zoo.data.writer import open_writer
 from zoo.errors import RunError, UserError
-from zoo.films import decode_film, encode_film, info_from_json
+from zoo.films import cut_frames, decode_film, encode_film, info_from_json
 from zoo.kernels.allocator import return_memory
 from zoo.nets.tokenizer import Tokenizer
 
@@ -79,6 +84,7 @@ def add_decode(parser: argparse.ArgumentParser) -> None:
     )
     add_net_options(parser)
     add_decoder_options(parser)
+    add_range_options(parser)
 
 
 def encode(options: argparse.Namespace) -> int:
@@ -105,7 +111,7 @@ def encode(options: argparse.Namespace) -> int:
     films, broken = find_films(options)
     done = {film.key for film in read_films(options.output)}
     left = [film for film in films if film.key not in done]
-    needed = sum(latent_bytes(net, film.info, options.dtype) for film in left)
+    needed = sum(latent_bytes(net, film.info, options.dtype) for film in left) + RECORDSIZE
     free = _room(options.output)
     say(estimate(films, left, needed, free, options))
     if needed > free:
@@ -155,8 +161,8 @@ def _encode_one(
             chunk=chunk_of(options, net, film.info.width, film.info.height),
             progress=bar.to,
         )
-    if entry.broken:
-        broken[entry.key] = f"{entry.broken} frames lost, {entry.frames} kept"
+    if loss := said_loss(entry.broken, truncated=entry.truncated):
+        broken[entry.key] = f"{loss}; {entry.frames} frames are kept"
 
 
 def find_films(options: argparse.Namespace) -> tuple[list[Found], dict[str, str]]:
@@ -196,7 +202,7 @@ def find_films(options: argparse.Namespace) -> tuple[list[Found], dict[str, str]
 def latent_bytes(net: Tokenizer, info: FilmInfo, dtype: str) -> int:
     """What a film's latents take on disk, about."""
     t, h, w = net.compression
-    latents = 1 + -(-max(0, info.frames - 1) // t)
+    latents = 1 + -(-max(0, (info.frames or 1) - 1) // t)
     each = net.latent_channels * -(-info.height // h) * -(-info.width // w)
     return latents * (each * DTYPES[dtype].itemsize + _SAMPLE_OVERHEAD // 16)
 
@@ -207,8 +213,10 @@ def estimate(
     """One line about what is to come: "2 h at 1920x1080: about 45 GB"."""
     if not left:
         return f"all {len(films)} films are in {options.output} already"
-    seconds = sum(film.info.frames / float(film.info.rate) for film in left)
+    seconds = sum((film.info.frames or 0) / float(film.info.rate) for film in left)
     length = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
+    if not all(film.info.frames for film in left):
+        length = f"over {length} (not all files say how long they are)"
     sizes = sorted({(film.info.width, film.info.height) for film in left})
     at = f"{sizes[0][0]}x{sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     done = f", {len(films) - len(left)} more are done" if len(left) < len(films) else ""
@@ -245,7 +253,7 @@ def decode(options: argparse.Namespace) -> int:
     for film, path in zip(folder.films, outputs, strict=True):
         _decode_one(net, folder, film, path, options)
         say(str(path))
-        if film.info.get("audio") and not Path(film.source).exists():
+        if film.info["has_audio"] and not Path(film.source).exists():
             silent.append(film)
     if silent:
         raise RunError(
@@ -258,27 +266,37 @@ def _decode_one(
     net: Tokenizer, folder: LatentFolder, film: FilmEntry, path: Path, options: argparse.Namespace
 ) -> None:
     source = Path(film.source)
+    info = info_from_json(film.info)
+    width, height = options.size or (film.width, film.height)
+    rate = options.fps or film.fraction
+    if options.fps is not None:
+        info = replace(info, time_base=1 / rate)
+    aspect = info.pixel_aspect * Fraction(film.width * height, film.height * width)
     writer = open_writer(
         path,
-        width=film.width,
-        height=film.height,
-        rate=film.fraction,
-        like=info_from_json(film.info),
-        audio_from=source if film.info.get("audio") and source.exists() else None,
-        start=folder.settings.start,
-        duration=folder.settings.duration,
+        width=width,
+        height=height,
+        rate=rate,
+        like=replace(info, pixel_aspect=aspect),
+        audio_from=source if film.info["has_audio"] and source.exists() else None,
+        start=film.begin + options.start,
+        duration=options.duration or folder.settings.duration,
         lossless=options.lossless,
     )
-    with WriteBehind(writer, _WRITE_BEHIND) as out, progress_bar(film.key, film.frames) as bar:
-        frames = decode_film(
-            net,
-            folder,
-            film,
-            chunk=chunk_of(options, net, film.width, film.height),
-            steps=options.steps,
-            seed=options.seed,
-        )
-        for number, frame in enumerate(frames, 1):
+    frames = decode_film(
+        net,
+        folder,
+        film,
+        chunk=chunk_of(options, net, film.width, film.height),
+        steps=options.steps,
+        seed=options.seed,
+    )
+    with (
+        WriteBehind(writer, depth=_WRITE_BEHIND) as out,
+        progress_bar(film.key, film.frames) as bar,
+        closing(frames),
+    ):
+        for number, frame in enumerate(cut_frames(frames, film, **film_range(options)), 1):
             out.write(frame.rgb, frame.time)
             bar.to(number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from zoo.cli.film_options import (
     film_range,
     load_tokenizer,
     progress_bar,
+    said_loss,
     same_file,
     set_up,
 )
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             height=info.height,
             rate=info.rate,
             like=info,
-            audio_from=options.film if info.audio else None,
+            audio_from=options.film if info.has_audio else None,
             start=options.start,
             duration=options.duration,
             lossless=options.lossless,
@@ -83,8 +85,9 @@ def main(arguments: Sequence[str]) -> int:
             seed=options.seed,
         )
         with (
-            WriteBehind(writer, _WRITE_BEHIND) as out,
+            WriteBehind(writer, depth=_WRITE_BEHIND) as out,
             progress_bar(options.film.name, info.frames) as bar,
+            closing(pairs),
         ):
             for original, result in pairs:
                 score.add(original.rgb, result)
@@ -93,9 +96,6 @@ def main(arguments: Sequence[str]) -> int:
                 bar.to(score.frames)
     say(f"{score.frames} frames, PSNR {score.mean():.2f} dB")
     say(str(options.output))
-    if film.broken:
-        raise RunError(
-            f"{options.film} has {film.broken} frames that can't be decoded: "
-            f"{options.output} holds the other {score.frames}"
-        )
+    if loss := said_loss(film.broken, truncated=film.truncated):
+        raise RunError(f"{options.film}: {loss}; {options.output} holds {score.frames} frames")
     return 0

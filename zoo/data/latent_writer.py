@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -32,12 +33,14 @@ from zoo.data.latents import (
     sample_name,
     shard_name,
     tar_member,
+    write_text,
 )
 from zoo.errors import RunError, UserError
 from zoo.streaming import State
 
 PROGRESS = ".progress.safetensors"
 SHARD_BYTES = 256 * 10**6
+EVEN_SECONDS = 2e-3  # frames off their rate's grid by less are on it: containers round to 1 ms
 _SAMPLE_BYTES = 4 * 10**6
 _SAMPLE_LATENTS = 16
 
@@ -53,7 +56,8 @@ class OpenFilm:
         frames: frames read so far.
         places: as in `FilmEntry`.
         moments: as in `FilmEntry`.
-        times: of the frames whose sample isn't written yet; only where the rate varies.
+        begin: as in `FilmEntry`.
+        times: of the frames whose sample isn't written yet.
         samples: written so far.
         begun: shard and offset where it starts.
         stamp: bytes and time of change of the source.
@@ -71,7 +75,8 @@ class OpenFilm:
     frames: int = 0
     places: list[list[int]] = field(default_factory=list)
     moments: list[list[float]] = field(default_factory=list)
-    times: list[float] | None = None
+    begin: float | None = None
+    times: list[float] = field(default_factory=list)
     samples: int = 0
     begun: list[int] = field(default_factory=list)
     stamp: list[int] = field(default_factory=list)
@@ -216,7 +221,6 @@ class LatentWriter:
                 return self.film
             self.drop()  # the film it stopped in has changed, or isn't wanted now
         film.begun = [self._shard, self._offset]
-        film.times = [] if info.get("variable_rate") else None
         self.film = film
         return film
 
@@ -231,22 +235,22 @@ class LatentWriter:
         self.film, self.state, self._waiting = None, None, []
         self.checkpoint({})
 
-    def add(self, latents: Tensor, *, frames: int, times: Sequence[float] = ()) -> None:
+    def add(self, latents: Tensor, *, times: Sequence[float]) -> None:
         """Append latents to the film.
 
         Args:
             latents: [c,n,h,w], n >= 0.
-            frames: how many frames were read for them.
-            times: of these frames, in seconds.
+            times: of the frames that were read for them, in seconds of the source.
 
         Raises:
             RunError: the disk is full or gone.
         """
         film = self.film
         assert film is not None
-        film.frames += frames
-        if film.times is not None:
-            film.times.extend(times)
+        film.frames += len(times)
+        film.times.extend(times)
+        if film.begin is None and film.times:
+            film.begin = film.times[0]
         stored = latents.detach().to("cpu", self._dtype)
         if not film.latents:
             film.latents = [len(stored), 0, *stored.shape[2:]]
@@ -269,19 +273,23 @@ class LatentWriter:
             whole = whole[:, film.per_sample :]
         self._waiting = [whole]
 
-    def end(self, *, broken: int) -> FilmEntry:
+    def end(self, *, broken: int = 0, truncated: bool = False) -> FilmEntry:
         """Finish the film: its last sample, its line in the index, a checkpoint.
 
         Args:
-            broken: frames that could not be decoded.
+            broken, truncated: as in `FilmEntry`.
         """
         film = self.film
         assert film is not None
         rest = torch.cat(self._waiting, dim=1)
         if rest.shape[1]:
             self._write(film, rest)
-        names = FilmEntry.__dataclass_fields__.keys() - {"broken"}
-        entry = FilmEntry(broken=broken, **{k: v for k, v in asdict(film).items() if k in names})
+        names = FilmEntry.__dataclass_fields__.keys() - {"broken", "truncated"}
+        entry = FilmEntry(
+            broken=broken,
+            truncated=truncated,
+            **{k: v for k, v in asdict(film).items() if k in names},
+        )
         try:
             with (self.folder / FILMS).open("ab") as file:
                 file.write(f"{json.dumps(asdict(entry))}\n".encode())
@@ -342,9 +350,12 @@ class LatentWriter:
             "width": film.width,
             "rate": film.rate,
         }
-        if film.times is not None:
-            facts["times"] = film.times[:count]
-            film.times = film.times[count:]
+        times, film.times = film.times[:count], film.times[count:]
+        assert film.begin is not None
+        rate = Fraction(film.rate)
+        even = (film.begin + float((first + i) / rate) for i in range(count))
+        if any(abs(a - b) > EVEN_SECONDS for a, b in zip(times, even, strict=True)):
+            facts["times"] = [round(time, 6) for time in times]
         name = sample_name(film.number, film.samples)
         try:
             tar = self._open_shard()
@@ -386,10 +397,3 @@ class LatentWriter:
             f"{self.folder} can't be written any further ({error}): "
             "make room and run it again to go on"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary name."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

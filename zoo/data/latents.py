@@ -7,7 +7,7 @@ A folder holds
 - `films.jsonl`: a line for every finished film (`FilmEntry`);
 - `000000.tar`, `000001.tar`, ...: per sample `FILM-SAMPLE.safetensors` with the tensor `latents`
   [c,t,h,w] and `FILM-SAMPLE.json` with the film's key, its size and rate, the first of the
-  sample's frames, their number and, where the rate varies, their times.
+  sample's frames, their number and, where they aren't evenly spaced, their times.
 
 A film's samples follow one another; all but its last hold the same number of latents.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -119,11 +120,13 @@ class FilmEntry:
         source: where it was read from.
         frames, height, width: T, H and W in pixels.
         rate: frames a second as a fraction.
+        begin: seconds of the source at which its first frame begins.
         latents: [c,t,h,w] of the whole film.
         per_sample: latents of every sample but the last.
         places: (first sample, shard), one for each shard the film is in.
         broken: frames that could not be decoded and are left out.
-        info: what else decoding needs to know of the source: audio, colours, varying rate.
+        truncated: whether the source ended before its header said.
+        info: what else decoding needs to know of the source: sound, colours, time base.
         moments: per channel the sums of the latents and of their squares.
     """
 
@@ -134,10 +137,12 @@ class FilmEntry:
     height: int
     width: int
     rate: str
+    begin: float
     latents: list[int]
     per_sample: int
     places: list[list[int]]
     broken: int
+    truncated: bool
     info: dict[str, Any]
     moments: list[list[float]]
 
@@ -302,3 +307,10 @@ def tar_member(name: str, content: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
     member.size = len(content)
     member.mode = 0o644
     return member, io.BytesIO(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a temporary name."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
