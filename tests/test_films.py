@@ -21,6 +21,7 @@ from zoo.data.writer import VideoWriter
 from zoo.errors import RunError, UserError
 from zoo.films import chunk_frames, decode_film, encode_film, reconstruct_film
 from zoo.nets.cdt import CDT
+from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.tiling import Tiled
 from zoo.nets.tokenizer import Tokenizer
 
@@ -175,3 +176,16 @@ def test_two_films_share_a_net(net: Tokenizer, path: Path, tmp_path: Path) -> No
         assert len(pairs) == len(frames[p])
         for (_, a), (_, b) in zip(pairs, alone[p], strict=True):
             assert np.array_equal(a, b)
+
+
+def test_a_net_that_compresses_only_space(path: Path, tmp_path: Path) -> None:
+    net = BlockPCA(PCAConfig(latent_channels=5, compression=(1, 8, 8)))
+    net.fit([torch.rand(2, 3, 3, 32, 32) * 2 - 1])
+    folder = encode(net, path, tmp_path / "l", chunk=7)
+    assert folder.films[0].latents == [5, 30, 5, 6]
+    decoded = list(decode_film(net, folder, folder.films[0], chunk=4))
+    with open_film(path) as film:
+        pairs = list(reconstruct_film(net, film))
+    assert len(decoded) == len(pairs) == 30
+    for (_, result), frame in zip(pairs, decoded, strict=True):
+        assert np.array_equal(result, frame.rgb)

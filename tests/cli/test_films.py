@@ -305,6 +305,48 @@ def test_decode_takes_a_part(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert film.begin == pytest.approx(9 * 1001 / 30000, abs=1e-3)
 
 
+def write_uneven(path: Path, stamps: list[int], *, seconds_of_sound: float) -> Path:
+    """A film whose frames begin at `stamps` ms, with a tone."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=25, width=64, height=48, time_base=Fraction(1, 1000)
+        )
+        stream.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for t, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(picture(t, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        tone = np.sin(np.arange(int(16000 * seconds_of_sound)) / 5).astype(np.float32)
+        samples = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        samples.sample_rate, samples.pts = 16000, 0
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+    return path
+
+
+def test_uneven_times_and_sound_are_kept(cli: Cli, tmp_path: Path) -> None:
+    stamps = [0, 40, 80, 200, 240, 500, 510, 700, 1000, 1040]
+    film = write_uneven(tmp_path / "in.mkv", stamps, seconds_of_sound=1.0)
+    latents = tmp_path / "l"
+    assert cli("reconstruct", film, *MODEL, "-o", tmp_path / "r.mkv")[0] == 0
+    assert cli("data", "encode", film, *MODEL, "-o", latents)[0] == 0
+    assert cli("data", "decode", latents, "-o", tmp_path / "d.mkv")[0] == 0
+    packets = []
+    for path in (film, tmp_path / "r.mkv", tmp_path / "d.mkv"):
+        times = [frame.time for frame in read_frames(path)]
+        assert times == pytest.approx([s / 1000 for s in stamps], abs=2e-3), path
+        with av.open(str(path)) as container:
+            packets.append([bytes(p) for p in container.demux(audio=0) if p.size])
+    assert packets[0] == packets[1] == packets[2]
+    film.unlink()
+    status, _, errors = cli("data", "decode", latents, "-o", tmp_path / "d.mkv")
+    assert status == 1
+    assert "without their sound" in errors.splitlines()[-1]
+    assert len(frames_of(tmp_path / "d.mkv")) == len(stamps)
+
+
 MODEL = ("--model", "dir:export")
 BAD: list[tuple[tuple[str, ...], int, str]] = [
     # input that is no film

@@ -174,7 +174,7 @@ def find_films(options: argparse.Namespace) -> tuple[list[Found], dict[str, str]
         UserError: there is none, or the only one can't be opened.
     """
     root: Path = options.films
-    paths = {root.name: root}
+    paths = {root.resolve().name: root}
     if root.is_dir():
         inside = {
             path.relative_to(root).as_posix(): path

@@ -64,6 +64,7 @@ class Tiled(Tokenizer):
         self.latent_channels = net.latent_channels
         self.register_buffer("latent_mean", net.latent_mean, persistent=False)
         self.register_buffer("latent_std", net.latent_std, persistent=False)
+        self.train(net.training)
         height, width = (tile, tile) if isinstance(tile, int) else tile
         if isinstance(overlap, int) or overlap is None:
             overlap = (height // 4, width // 4) if overlap is None else (overlap, overlap)
