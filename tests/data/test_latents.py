@@ -223,6 +223,9 @@ def test_more_films_can_be_added(tmp_path: Path, source: Path) -> None:
     with LatentWriter(tmp_path / "l", settings()) as writer:
         write_film(writer, source, latents(5))
     before = files(tmp_path / "l")
+    with LatentWriter(tmp_path / "l", settings()) as writer:
+        pass
+    assert files(tmp_path / "l") == before
     other = source.with_name("other.mp4")
     other.write_bytes(b"x")
     with LatentWriter(tmp_path / "l", settings()) as writer:
@@ -253,6 +256,10 @@ def test_what_does_not_belong_is_refused(tmp_path: Path, source: Path) -> None:
         LatentWriter(source / "below a file", settings())
     with pytest.raises(UserError, match="no folder of latents"):
         LatentFolder(tmp_path)
+    writer = LatentWriter(folder, settings())
+    writer.begin(key="b.mp4", source=source, height=32, width=40, rate="25", info={})
+    with pytest.raises(UserError, match="hasn't ended: run it again"):
+        LatentFolder(folder)
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(

@@ -45,6 +45,7 @@ EXAMPLES = """examples:
   zoo data decode latents/ -o films/          where latents/ holds several
 """
 FILM_SUFFIXES = (*VIDEO_SUFFIXES, ".gif")
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _WRITE_BEHIND = 16  # frames that wait for the writer
 _SAMPLE_OVERHEAD = 2600  # bytes of tar headers, json and padding a sample
 
@@ -116,7 +117,7 @@ def encode(options: argparse.Namespace) -> int:
     say(estimate(films, left, needed, free, options))
     if needed > free:
         raise UserError(
-            f"{options.output} needs about {_gigabytes(needed)} and has {_gigabytes(free)}: "
+            f"{options.output} needs about {_bytes(needed)} and has {_bytes(free)}: "
             "make room, or give another folder or a smaller --size"
         )
     with LatentWriter(options.output, settings) as writer:
@@ -134,7 +135,7 @@ def encode(options: argparse.Namespace) -> int:
     entries = LatentFolder(options.output).films
     size = sum(path.stat().st_size for path in options.output.glob("*.tar"))
     frames = sum(entry.frames for entry in entries)
-    say(f"{len(entries)} films, {frames} frames, {_gigabytes(size)}")
+    say(f"{_films(len(entries))}, {frames} frames, {_bytes(size)}")
     say(str(options.output))
     if broken:
         some = "; ".join(f"{key}: {reason}" for key, reason in broken.items())
@@ -210,19 +211,19 @@ def latent_bytes(net: Tokenizer, info: FilmInfo, dtype: str) -> int:
 def estimate(
     films: list[Found], left: list[Found], needed: int, free: int, options: argparse.Namespace
 ) -> str:
-    """One line about what is to come: "2 h at 1920x1080: about 45 GB"."""
+    """One line about what is to come: "1 film; 2 h at 1920x1080: about 45 GB of ..."."""
     if not left:
-        return f"all {len(films)} films are in {options.output} already"
+        return f"{_films(len(films))} in {options.output} already, nothing is left to do"
     seconds = sum((film.info.frames or 0) / float(film.info.rate) for film in left)
-    length = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
+    length = f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds:.0f} s"
     if not all(film.info.frames for film in left):
         length = f"over {length} (not all files say how long they are)"
     sizes = sorted({(film.info.width, film.info.height) for film in left})
     at = f"{sizes[0][0]}x{sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     done = f", {len(films) - len(left)} more are done" if len(left) < len(films) else ""
     return (
-        f"{len(left)} films{done}; {length} at {at}: about {_gigabytes(needed)} of {options.dtype} "
-        f"latents ({_gigabytes(free)} free)"
+        f"{_films(len(left))}{done}; {length} at {at}: about {_bytes(needed)} of {options.dtype} "
+        f"latents ({_bytes(free)} free)"
     )
 
 
@@ -232,11 +233,13 @@ def _room(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _gigabytes(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"
+def _films(count: int) -> str:
+    return "1 film" if count == 1 else f"{count} films"
+
+
+def _bytes(size: float) -> str:
+    unit, factor = next(((u, f) for u, f in _UNITS if size >= f), _UNITS[-1])
+    return f"{size / factor:.{0 if size >= 10 * factor else 1}f} {unit}"
 
 
 def decode(options: argparse.Namespace) -> int:
@@ -257,7 +260,7 @@ def decode(options: argparse.Namespace) -> int:
             silent.append(film)
     if silent:
         raise RunError(
-            f"{len(silent)} films are without their sound: {silent[0].source} is no longer there"
+            f"{_films(len(silent))} without sound: {silent[0].source} is no longer there"
         )
     return 0
 
@@ -310,7 +313,7 @@ def output_paths(films: list[FilmEntry], output: Path) -> list[Path]:
     if len(films) == 1:
         return [output]
     if output.suffix.lower() in (*FILM_SUFFIXES, *IMAGE_SUFFIXES) or output.is_file():
-        raise UserError(f"{output} is one film and there are {len(films)}: name a folder")
+        raise UserError(f"{output} names one film and there are {len(films)}: name a folder")
     paths = []
     for film in films:
         path = output / film.key

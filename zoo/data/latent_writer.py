@@ -85,8 +85,7 @@ class OpenFilm:
 class LatentWriter:
     """Appends films to a folder of latents; a context manager.
 
-    What is finished has its name; the shard at work is hidden. `checkpoint` marks how far a later
-    run can go on from, and every finished film is one.
+    What is finished has its name. A later run goes on from the last `checkpoint` or finished film.
 
     Args:
         folder: made where it isn't there; one of the same settings is gone on with.
@@ -222,6 +221,8 @@ class LatentWriter:
             self.drop()  # the film it stopped in has changed, or isn't wanted now
         film.begun = [self._shard, self._offset]
         self.film = film
+        # no statistics before the end, nor those of fewer films
+        write_text(self.folder / MANIFEST, manifest_text(self.settings, None))
         return film
 
     def drop(self) -> None:

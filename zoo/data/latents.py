@@ -159,7 +159,7 @@ class LatentFolder:
         folder: where `zoo data encode` wrote.
 
     Raises:
-        UserError: it isn't such a folder, is of a later format, or holds no finished film.
+        UserError: it isn't such a folder, is of a later format, or its encoding hasn't ended.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -169,8 +169,8 @@ class LatentFolder:
             raise UserError(f"{folder} is no folder of latents: it has no {MANIFEST}")
         self.settings, self.statistics = manifest
         self.films = read_films(self.folder)
-        if not self.films:
-            raise UserError(f"{folder} holds no finished film: run its encoding again to go on")
+        if self.statistics is None:
+            raise UserError(f"the encoding of {folder} hasn't ended: run it again to go on")
 
     def samples(self, film: FilmEntry) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """A film's samples in order: latents [c,t,h,w] as stored, and their json.

@@ -20,6 +20,7 @@ from zoo.diffusion.samplers import Noise, NoiseField
 from zoo.errors import UserError
 from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Size, Tokenizer
+from zoo.parking import park, unpark
 from zoo.streaming import Carry
 
 Span = tuple[int, int]
@@ -37,8 +38,8 @@ class Tile(NamedTuple):
 class Tiled(Tokenizer):
     """A tokenizer that runs another one tile by tile.
 
-    Activations take what one tile takes, whatever the frame is. What grows with the frame are the
-    frames themselves and the states of the tiles, which wait in the computer's memory.
+    A net needs the memory that one tile needs, whatever the frame is: the states of the tiles wait
+    in files meanwhile. What grows with the frame are the pixels of a chunk.
 
     Args:
         net: any tokenizer; it is shared, not copied.
@@ -218,13 +219,13 @@ def _check_frame(carry: Carry | None, x: Tensor) -> None:
 def _recall(carry: Carry | None, tile: Tile, device: torch.device) -> Carry | None:
     if carry is None:
         return None
-    return Carry({slot: memory.to(device) for slot, memory in carry.take(tile.name).items()})
+    return Carry(unpark(carry.take(tile.name), device))
 
 
 def _keep(carry: Carry | None, tile: Tile, memory: Carry | None) -> None:
     if carry is not None and memory is not None:
-        # a tile's turn comes once a chunk: until then an accelerator has no room for its state
-        carry.put(tile.name, {slot: kept.cpu() for slot, kept in memory.state.items()})
+        # a tile's turn comes once a chunk: until then its state need not be in memory
+        carry.put(tile.name, park(memory.state))
 
 
 __all__ = ["Tiled"]
