@@ -133,7 +133,11 @@ class WriteBehind:
             RunError: of any frame, or of the end.
             UserError: likewise.
         """
-        self._join()
+        try:
+            self._join()
+        except BaseException:  # Ctrl-C while the last frames are written
+            self.discard()
+            raise
         if self._error is not None:
             self._writer.discard()
             raise self._error

@@ -24,7 +24,7 @@ from zoo.data.video import probe
 from zoo.errors import UserError
 
 _HEAD = 256  # packets looked at where the container has no full index
-_EVEN = 1  # ticks by which the gaps of a constant rate differ, because containers round
+_EVEN = 1e-3  # seconds by which the gaps of a constant rate differ, because containers round
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _of_pictures(reader: PictureReader) -> FilmInfo:
         frames=frames,
         duration=reader.end,
         time_base=Fraction(1, 1000) if reader.timed else 1 / rate,
-        variable=bool(reader.timed and len(gaps) and np.ptp(gaps) > _EVEN / 1000 + 1e-9),
+        variable=bool(reader.timed and len(gaps) and np.ptp(gaps) > _EVEN + 1e-9),
     )
 
 
@@ -225,7 +225,7 @@ def _of_header(path: Path) -> FilmInfo:
         frames = stream.frames or None
         stamps, whole = _stamps(container, stream)
     gaps = np.diff(stamps)
-    variable = bool(len(gaps) and np.ptp(gaps) > _EVEN)
+    variable = bool(len(gaps) and np.ptp(gaps) * float(base) > max(_EVEN, float(base)) + 1e-9)
     if len(gaps) and (not frames or not whole):
         # Headers without a frame count guess the rate.
         mean = float(gaps.mean() * base)
