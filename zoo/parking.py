@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import MutableMapping
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import RunError
 from zoo.streaming import State
 
 _ALIGNMENT = 64
+# beside the tensors, not in them: they can be saved and sent like any others
+_FILES: MutableMapping[Tensor, mmap.mmap] = WeakTensorKeyDictionary()
 
 
 def park(state: State) -> State:
@@ -60,7 +64,7 @@ def park(state: State) -> State:
         )
         shape = [tensor.shape[axis] for axis in order]
         back = flat.view(shape).permute([order.index(axis) for axis in range(tensor.ndim)])
-        back.parked_in = memory  # type: ignore[attr-defined]
+        _FILES[back] = memory
         parked[slot] = back
     return parked
 
@@ -73,7 +77,7 @@ def unpark(state: State, device: torch.device) -> State:
     files: set[mmap.mmap] = set()
     tensors = {}
     for slot, tensor in state.items():
-        memory = getattr(tensor, "parked_in", None)
+        memory = _FILES.get(tensor)
         tensors[slot] = tensor.to(device, copy=memory is not None)
         if memory is not None:
             files.add(memory)

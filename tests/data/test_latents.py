@@ -219,6 +219,29 @@ def test_a_film_that_changed_is_begun_again(tmp_path: Path, source: Path) -> Non
     assert torch.equal(folder.read(folder.films[0], 0, 5), latents(5))
 
 
+def test_a_film_that_is_gone_is_forgotten(tmp_path: Path, source: Path) -> None:
+    other = source.with_name("other.mp4")
+    other.write_bytes(b"x")
+    for name, path in (("l", source), ("m", other)):
+        with LatentWriter(tmp_path / name, settings(), shard_bytes=5000) as writer:
+            write_film(writer, path, latents(5))
+        writer = LatentWriter(tmp_path / name, settings(), shard_bytes=5000)
+        writer.begin(key="gone", source=other, height=32, width=40, rate="25", info={})
+        writer.add(latents(60), times=[n / 25 for n in range(237)])
+        writer.checkpoint({})
+    with LatentWriter(tmp_path / "l", settings(), shard_bytes=5000) as writer:
+        assert writer.film is not None
+        write_film(writer, other, latents(6))
+    with LatentWriter(tmp_path / "m", settings(), shard_bytes=5000) as writer:
+        pass
+    for name, keys in (("l", ["film.mp4", "other.mp4"]), ("m", ["other.mp4"])):
+        folder = LatentFolder(tmp_path / name)
+        assert [film.key for film in folder.films] == keys
+        for film in folder.films:
+            assert torch.equal(folder.read(film, 0, 5), latents(film.latents[1])[:, :5])
+        assert not list((tmp_path / name).glob(".*.part"))
+
+
 def test_more_films_can_be_added(tmp_path: Path, source: Path) -> None:
     with LatentWriter(tmp_path / "l", settings()) as writer:
         write_film(writer, source, latents(5))

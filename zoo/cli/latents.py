@@ -125,7 +125,7 @@ def encode(options: argparse.Namespace) -> int:
         left.sort(key=lambda film: writer.film is None or film.key != writer.film.key)
         for film in left:
             try:
-                _encode_one(net, film, writer, options, broken)
+                _encode_one(net, film, writer, options)
             except UserError as error:
                 if len(films) == 1:
                     raise
@@ -133,6 +133,9 @@ def encode(options: argparse.Namespace) -> int:
                     writer.drop()
                 broken[film.key] = str(error)
     entries = LatentFolder(options.output).films
+    for entry in entries:
+        if loss := said_loss(entry.broken, truncated=entry.truncated):
+            broken[entry.key] = f"{loss}; {entry.frames} frames are kept"
     size = sum(path.stat().st_size for path in options.output.glob("*.tar"))
     frames = sum(entry.frames for entry in entries)
     say(f"{_films(len(entries))}, {frames} frames, {_bytes(size)}")
@@ -148,13 +151,12 @@ def _encode_one(
     found: Found,
     writer: LatentWriter,
     options: argparse.Namespace,
-    broken: dict[str, str],
 ) -> None:
     with (
         open_film(found.path, **film_range(options)) as film,
         progress_bar(found.key, film.info.frames) as bar,
     ):
-        entry = encode_film(
+        encode_film(
             net,
             film,
             writer,
@@ -162,8 +164,6 @@ def _encode_one(
             chunk=chunk_of(options, net, film.info.width, film.info.height),
             progress=bar.to,
         )
-    if loss := said_loss(entry.broken, truncated=entry.truncated):
-        broken[entry.key] = f"{loss}; {entry.frames} frames are kept"
 
 
 def find_films(options: argparse.Namespace) -> tuple[list[Found], dict[str, str]]:

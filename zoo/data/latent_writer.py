@@ -85,7 +85,7 @@ class OpenFilm:
 class LatentWriter:
     """Appends films to a folder of latents; a context manager.
 
-    What is finished has its name. A later run goes on from the last `checkpoint` or finished film.
+    A later run goes on from the last `checkpoint` or finished film.
 
     Args:
         folder: made where it isn't there; one of the same settings is gone on with.
@@ -168,10 +168,8 @@ class LatentWriter:
         finished = self.folder / shard_name(self._shard)
         if finished.exists():
             os.replace(finished, self._part)
-        films = self.folder / FILMS
-        with films.open("ab"):
-            pass  # it is there from now on
-        os.truncate(films, self._films_bytes)
+        with (self.folder / FILMS).open("ab") as films:
+            films.truncate(self._films_bytes)
 
     @property
     def _part(self) -> Path:
@@ -331,8 +329,9 @@ class LatentWriter:
             raise self._full(error) from error
 
     def finish(self) -> None:
-        """Name the last shard and write the statistics of all films."""
-        assert self.film is None, "a film is still at work"
+        """Name the last shard and write the statistics; a film that has no end is dropped."""
+        if self.film is not None:  # the last run stopped in it, this one didn't want it
+            self.drop()
         self._close_shard()
         films = read_films(self.folder)
         write_text(self.folder / MANIFEST, manifest_text(self.settings, films))
