@@ -74,6 +74,8 @@ def test_what_does_not_fit_is_said() -> None:
     net = make("klvae_video_tiny")
     with pytest.raises(UserError, match=r"tile 100 is no multiple .* 96 or 104"):
         Tiled(net, tile=100)
+    for tile, overlap in ((16, 8), (32, 16), (64, 32), (128, 32), (256, 64), (264, 64)):
+        assert Tiled(net, tile=tile).overlap == (overlap // 8, overlap // 8)
     with pytest.raises(UserError, match="overlap 12 is no multiple"):
         Tiled(net, tile=64, overlap=(16, 12))
     with pytest.raises(UserError, match="leaves nothing of a tile"):

@@ -159,15 +159,13 @@ class LatentWriter:
 
     def _tidy(self) -> None:
         """Remove shards behind the one at work and lines behind the finished films."""
-        for tar in self.folder.glob("*.tar"):
-            if int(tar.stem) > self._shard:
-                tar.unlink()
-        for part in self.folder.glob(".*.tar.part"):
-            if part != self._part:
-                part.unlink()
         finished = self.folder / shard_name(self._shard)
         if finished.exists():
             os.replace(finished, self._part)
+        for path in (*self.folder.glob("*.tar"), *self.folder.glob(".*.tar.part")):
+            number = int(path.name.removeprefix(".").partition(".")[0])
+            if number > self._shard or (number == self._shard and not self._offset):
+                path.unlink()
         with (self.folder / FILMS).open("ab") as films:
             films.truncate(self._films_bytes)
 

@@ -45,7 +45,8 @@ class Tiled(Tokenizer):
         net: any tokenizer; it is shared, not copied.
         tile: pixels of a tile, (height, width) or one number for both; multiples of the net's
             compression.
-        overlap: pixels that neighbours share at least, likewise. None: a quarter of the tile.
+        overlap: pixels that neighbours share at least, likewise. None: a quarter of the tile, at
+            least four latents where that is no more than half of it.
 
     Raises:
         UserError: tile or overlap don't fit the compression or each other.
@@ -67,12 +68,11 @@ class Tiled(Tokenizer):
         self.register_buffer("latent_std", net.latent_std, persistent=False)
         self.train(net.training)
         height, width = (tile, tile) if isinstance(tile, int) else tile
-        if isinstance(overlap, int) or overlap is None:
-            overlap = (height // 4, width // 4) if overlap is None else (overlap, overlap)
-            overlap = (
-                max(1, overlap[0] // net.compression[1]) * net.compression[1],
-                max(1, overlap[1] // net.compression[2]) * net.compression[2],
-            )
+        if overlap is None:
+            _, h, w = net.compression
+            overlap = _usual_overlap(height, h), _usual_overlap(width, w)
+        elif isinstance(overlap, int):
+            overlap = overlap, overlap
         # in latents, (rows, columns)
         self.tile = _in_latents("tile", (height, width), net.compression)
         self.overlap = _in_latents("overlap", overlap, net.compression)
@@ -203,6 +203,12 @@ def _in_latents(what: str, pixels: tuple[int, int], compression: Size) -> tuple[
                 f"give {below} or {below + unit}"
             )
     return pixels[0] // compression[1], pixels[1] // compression[2]
+
+
+def _usual_overlap(side: int, unit: int) -> int:
+    """A quarter of the tile, but four latents where half of it has them: what seams need."""
+    latents = side // unit
+    return max(1, min(latents // 2, max(latents // 4, 4))) * unit
 
 
 def _check_frame(carry: Carry | None, x: Tensor) -> None:
