@@ -18,18 +18,19 @@ from zoo.errors import UserError
 
 KR_KB = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 TAGS = [(matrix, full) for matrix in (1, 5, 6, 9) for full in (False, True)]
-PATCH = 8
+PATCH = 16
+SIDE = 8 * PATCH
 
 
 def chart() -> NDArray[np.uint8]:
-    """64 colours in patches of 8x8: what chroma subsampling blurs is left out of the middles."""
+    """64 colours in patches: chroma subsampling and its ringing leave their middles alone."""
     colours = np.array(list(product((0, 85, 170, 255), repeat=3)), np.uint8).reshape(8, 8, 3)
     return colours.repeat(PATCH, 0).repeat(PATCH, 1)
 
 
 def middles(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Means of the inner 2x2 of every patch: [64, C]."""
-    blocks = image.reshape(8, PATCH, 8, PATCH, -1)[:, 3:5, :, 3:5]
+    blocks = image.reshape(8, PATCH, 8, PATCH, -1)[:, 7:9, :, 7:9]
     return blocks.mean(axis=(1, 3)).reshape(64, -1)
 
 
@@ -50,23 +51,24 @@ def stored(path: Path) -> tuple[NDArray[np.float64], av.VideoFrame]:
         frame = next(container.decode(video=0))
     assert frame.format.name in ("yuv420p", "yuvj420p")
     packed = frame.to_ndarray()
-    side = 8 * PATCH
-    y = packed[:side]
-    cb, cr = packed[side:].reshape(2, side // 2, side // 2)
+    y = packed[:SIDE]
+    cb, cr = packed[SIDE:].reshape(2, SIDE // 2, SIDE // 2)
     planes = [y, cb.repeat(2, 0).repeat(2, 1), cr.repeat(2, 0).repeat(2, 1)]
     return middles(np.stack(planes, -1)), frame
 
 
 @pytest.mark.parametrize(("matrix", "full"), TAGS)
 def test_writing_agrees_with_the_standard(tmp_path: Path, matrix: int, full: bool) -> None:
-    like = FilmInfo(64, 64, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
+    like = FilmInfo(SIDE, SIDE, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
     path = tmp_path / "film.mp4"
-    with open_writer(path, width=64, height=64, rate=Fraction(25), like=like, quality=0) as writer:
+    with open_writer(
+        path, width=SIDE, height=SIDE, rate=Fraction(25), like=like, quality=0
+    ) as writer:
         writer.write(chart())
     values, frame = stored(path)
     error = np.abs(values - np.clip(to_yuv(middles(chart()), matrix, full), 0, 255))
-    assert error.mean() < 0.4
-    assert error.max() <= 1.1
+    assert error.mean() < 0.45  # rounding alone is 0.25; swscale cuts full-range chroma off
+    assert error.max() <= 1.05
     assert (frame.colorspace, frame.color_range) == (matrix, 2 if full else 1)
     assert (frame.color_primaries, frame.color_trc) == (matrix, matrix)
 
@@ -77,13 +79,13 @@ def test_reading_agrees_with_the_standard(tmp_path: Path, matrix: int, full: boo
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "0"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv444p"
         context = stream.codec_context
         context.colorspace, context.color_range = matrix, 2 if full else 1
-        frame = av.VideoFrame(64, 64, "yuv444p")
+        frame = av.VideoFrame(SIDE, SIDE, "yuv444p")
         for plane, values in zip(frame.planes, np.moveaxis(yuv, -1, 0), strict=True):
-            padded = np.zeros((64, plane.line_size), np.uint8)
-            padded[:, :64] = values
+            padded = np.zeros((SIDE, plane.line_size), np.uint8)
+            padded[:, :SIDE] = values
             plane.update(padded.tobytes())
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -96,15 +98,17 @@ def test_reading_agrees_with_the_standard(tmp_path: Path, matrix: int, full: boo
 
 @pytest.mark.parametrize(("matrix", "full"), TAGS)
 def test_a_film_there_and_back(tmp_path: Path, matrix: int, full: bool) -> None:
-    like = FilmInfo(64, 64, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
+    like = FilmInfo(SIDE, SIDE, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
     first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
-    with open_writer(first, width=64, height=64, rate=Fraction(25), like=like, quality=1) as writer:
+    with open_writer(
+        first, width=SIDE, height=SIDE, rate=Fraction(25), like=like, quality=1
+    ) as writer:
         writer.write(chart())
     with open_film(first) as film:
         assert film.info.colour == like.colour
         rgb = next(film).rgb
         with open_writer(
-            second, width=64, height=64, rate=Fraction(25), like=film.info, quality=1
+            second, width=SIDE, height=SIDE, rate=Fraction(25), like=film.info, quality=1
         ) as writer:
             writer.write(rgb)
     assert np.abs(middles(rgb) - middles(chart())).mean() < 1
@@ -112,15 +116,15 @@ def test_a_film_there_and_back(tmp_path: Path, matrix: int, full: bool) -> None:
     assert drift.mean() < 0.3
     with av.open(str(first)) as container:  # swscale, told nothing but what the file says
         theirs = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(middles(theirs) - middles(rgb)).mean() < 0.6
+    assert np.abs(middles(theirs) - middles(rgb)).mean() < 1
 
 
 def test_lossless_films_are_exact_whatever_their_source(tmp_path: Path) -> None:
     for matrix, full in TAGS:
-        like = FilmInfo(64, 64, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
+        like = FilmInfo(SIDE, SIDE, Fraction(25), colour=Colour(matrix, full, matrix, matrix))
         path = tmp_path / "film.mkv"
         with open_writer(
-            path, width=64, height=64, rate=Fraction(25), like=like, lossless=True
+            path, width=SIDE, height=SIDE, rate=Fraction(25), like=like, lossless=True
         ) as writer:
             writer.write(chart())
         with open_film(path) as film:

@@ -28,7 +28,7 @@ NAMES = ["film.mp4", "film.mov", "film.m4v", "film.mkv", "film.gif", "frames", "
 
 
 def greys(frames: int) -> list[Image8]:
-    return [np.full((32, 48, 3), level(i), np.uint8) for i in range(frames)]
+    return [np.full((32, 48, 3), level(i % 48), np.uint8) for i in range(frames)]
 
 
 def noise(count: int) -> list[Image8]:
