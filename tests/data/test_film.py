@@ -14,7 +14,7 @@ from PIL import Image
 
 from zoo.data.film import Film, open_film
 from zoo.data.pictures import natural_order
-from zoo.data.reader import Frame
+from zoo.data.reader import Frame, FrameReader
 from zoo.errors import UserError
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips" / "train"
@@ -144,6 +144,27 @@ def test_truncated_films_keep_what_is_there(
     with open_film(path, duration=0.1) as film:  # this part isn't missing
         list(film)
         assert not film.truncated
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_no_frame_is_lost_where_the_film_is_the_second_stream(
+    tmp_path: Path, make_film: MakeFilm, threads: bool
+) -> None:
+    source, path = make_film(tmp_path / "source.mp4"), tmp_path / "film.mp4"
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        sound = new.add_stream("aac", rate=48_000)
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        new.mux(sound.encode(frame))
+        new.mux(sound.encode(None))
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].index == 1
+    assert indices(list(FrameReader(path, threads=threads))) == list(range(40))
 
 
 def test_a_film_without_its_index_is_refused(tmp_path: Path, make_film: MakeFilm) -> None:

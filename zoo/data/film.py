@@ -222,17 +222,16 @@ def _of_header(path: Path) -> FilmInfo:
         elif container.duration:
             duration = container.duration / av.time_base
         has_audio = bool(container.streams.audio)
-        frames = stream.frames or None
         stamps, whole = _stamps(container, stream)
+        counted = stream.frames > 0
+        frames = len(stamps) if whole else stream.frames or None
     gaps = np.diff(stamps)
     variable = bool(len(gaps) and np.ptp(gaps) * float(base) > max(_EVEN, float(base)) + 1e-9)
-    if len(gaps) and (not frames or not whole):
+    if len(gaps) and not counted:
         # Headers without a frame count guess the rate.
         mean = float(gaps.mean() * base)
         if abs(mean * float(rate) - 1) > max(0.01, float(base / (len(gaps) * mean))):
             rate = Fraction(1 / mean).limit_denominator(1001)
-    if frames is None and whole:
-        frames = len(stamps)
     if frames is None and duration is not None:
         frames = max(1, round(duration * rate))
     return FilmInfo(
@@ -251,7 +250,7 @@ def _stamps(container: InputContainer, stream: VideoStream) -> tuple[list[int], 
     """Sorted time stamps of the frames, and whether they're all there (else the first few)."""
     index = stream.index_entries
     if stream.frames and len(index) == stream.frames:
-        return sorted(entry.timestamp for entry in index), True
+        return sorted(entry.timestamp for entry in index if not entry.is_discard), True
     stamps = []
     packets = (packet for packet in container.demux(stream) if packet.size)
     try:

@@ -240,7 +240,8 @@ class FrameReader(Iterator[Frame]):
                 for packet in self._container.demux():
                     failures = 0
                     reached = max(reached, _end_of(packet))
-                    if packet.stream_index != self._stream.index:
+                    # the packets that end each stream only know their stream, not its number
+                    if packet.stream.index != self._stream.index:
                         continue
                     if packet.is_corrupt and packet.size:  # the file ends in the middle of it
                         self.truncated = self.truncated or self._ends_within(packet)
