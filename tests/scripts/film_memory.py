@@ -3,7 +3,7 @@
     python tests/scripts/film_memory.py [MODEL] [--frames 10000] [-o .github/film_memory]
 
 Runs the tools on films of moving noise, 128x96, and samples their resident memory. Writes OUT.json
-(peaks, curves) and OUT.png (a plot), prints the peaks, and exits with 1 when a long film takes over
+(peaks) and OUT.png (a plot), prints the peaks, and exits with 1 when a long film takes over
 10 % more than one of 200 frames. Without MODEL, a `cdt_tiny` of width 8 is made: what grows with
 the film would grow with it, too. Not a test: it takes minutes.
 """
@@ -83,7 +83,7 @@ def measure(tool: str, *arguments: object) -> tuple[float, Curve]:
 
 def plot(curves: dict[str, Curve], frames: int, path: Path) -> None:
     """Memory over the share of each run that is done."""
-    width, height, left, bottom = 560, 240, 48, 32
+    width, height, left, bottom = 680, 240, 48, 32
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     top = 100 * np.ceil(max(mb for curve in curves.values() for _, mb in curve) / 100)
@@ -98,7 +98,7 @@ def plot(curves: dict[str, Curve], frames: int, path: Path) -> None:
         ]
         draw.line(points, fill=COLOURS[name], width=2)
         said = f"{name}, {frames:,} frames in {end:.0f} s"
-        draw.text((left + 8 + 170 * number, height - 22), said, fill=COLOURS[name])
+        draw.text((left + 8 + 212 * number, height - 22), said, fill=COLOURS[name])
     image.save(path, optimize=True)
 
 
