@@ -361,3 +361,16 @@ def test_an_image_behind_its_end(tmp_path: Path) -> None:
     Image.fromarray(chart()).save(tmp_path / "still.png")
     with pytest.raises(UserError, match=r"it lasts 0\.04 s"):
         open_film(tmp_path / "still.png", start=1)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_the_rate_of_a_film_with_pauses_is_the_mean(
+    tmp_path: Path, encode: Encode, suffix: str
+) -> None:
+    stamps = [0, 40, 1000, 1040, 2000, 4000, 4040, 6000] * 2
+    stamps[8:] = [6040 + stamp for stamp in stamps[8:]]
+    path = encode(tmp_path / f"film{suffix}", greys(16), stamps=stamps)
+    with open_film(path) as film:
+        assert film.info.variable
+        times = [frame.time for frame in film]
+        assert float(film.info.rate) == pytest.approx(15 / times[-1], rel=0.2)

@@ -440,8 +440,11 @@ def test_what_cannot_be_written_is_refused_at_once(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_place_is_refused_at_once(tmp_path: Path, name: str) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="can't be written"):
-        open_writer(tmp_path / name, width=48, height=32, rate=RATE)
+    folder = Path("/proc") if os.geteuid() == 0 else tmp_path  # root may write nearly anywhere
+    if not folder.is_dir():
+        pytest.skip("this system has no place where root may not write")
+    with pytest.raises(UserError, match="can't be written") as caught:
+        open_writer(folder / name, width=48, height=32, rate=RATE)
+    assert "\n" not in str(caught.value)

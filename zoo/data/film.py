@@ -227,8 +227,8 @@ def _of_header(path: Path) -> FilmInfo:
         frames = len(stamps) if whole else stream.frames or None
     gaps = np.diff(stamps)
     variable = bool(len(gaps) and np.ptp(gaps) * float(base) > max(_EVEN, float(base)) + 1e-9)
-    if len(gaps) and not counted:
-        # Headers without a frame count guess the rate.
+    if len(gaps) and (variable or not counted):
+        # Headers without a frame count guess the rate; some name the finest one, not the mean.
         mean = float(gaps.mean() * base)
         if abs(mean * float(rate) - 1) > max(0.01, float(base / (len(gaps) * mean))):
             rate = Fraction(1 / mean).limit_denominator(1001)
