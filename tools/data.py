@@ -1,4 +1,4 @@
-"""Fetch and inspect data. See --help."""
+"""Fetch and inspect data, films to latents and back. See --help."""
 
 from zoo.cli import find, run
 

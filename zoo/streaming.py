@@ -47,6 +47,15 @@ class Carry:
         """The tensor that the last chunk left in `slot`; None in the first chunk of a stream."""
         return self._old.get(self._prefix + slot)
 
+    def take(self, name: str) -> State:
+        """What the last chunk left of a net with a state of its own, known here as `name`."""
+        head = f"{self._prefix}{name}:"
+        return {k.removeprefix(head): v for k, v in self._old.items() if k.startswith(head)}
+
+    def put(self, name: str, state: State) -> None:
+        """Leave that net's new state for the next chunk."""
+        self.state.update({f"{self._prefix}{name}:{k}": v for k, v in state.items()})
+
     def write(self, slot: str, memory: Tensor) -> None:
         """Leave `memory` for the next chunk. It is copied: a view would keep its whole chunk."""
         key = self._prefix + slot

@@ -10,6 +10,7 @@ from zoo.nets.cdt import CDT, CDTConfig
 from zoo.nets.kl_vae import KLVAE, KLVAEConfig
 from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
 from zoo.nets.pca import BlockPCA, PCAConfig
+from zoo.nets.tiling import Tiled
 from zoo.nets.tokenizer import Tokenizer
 from zoo.registry import presets
 
@@ -64,10 +65,19 @@ BUILDERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
+def cdt_tiled() -> Tiled:
+    """A CDT in tiles that are smaller than `video`."""
+    return Tiled(BUILDERS["cdt_tiny"](), tile=16, overlap=8)
+
+
+STREAMING: dict[str, Callable[[], Tokenizer]] = {**BUILDERS, "cdt_tiled": cdt_tiled}
+"""All that must stream: the nets, and what runs them otherwise."""
+
+
 def make(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tokenizer:
     """A net whose every parameter matters: zero-initialised ones are filled, shortcuts fitted."""
     torch.manual_seed(seed)
-    net = BUILDERS[name]().to(dtype).eval()
+    net = STREAMING[name]().to(dtype).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

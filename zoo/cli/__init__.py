@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train a model (no arguments: the quickstart)",
     "reconstruct": "encode and decode a film of any length",
     "benchmark": "score reconstruction and speed, compare results",
-    "data": "fetch and inspect data",
+    "data": "fetch and inspect data, films to latents and back",
     "list": "list the models",
 }
 

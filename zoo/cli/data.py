@@ -1,4 +1,4 @@
-"""`zoo data`: fetch named assets, inspect folders."""
+"""`zoo data`: fetch named assets, inspect folders, films to latents and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.assets import ASSETS, GROUPS, fetch, fetch_group
-from zoo.cli import Parser, say
+from zoo.cli import Parser, latents, say
 from zoo.data.source import Source
 from zoo.data.sources import ImageFolder, VideoFolder
 from zoo.errors import UserError, closest
@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   zoo data prepare                       what can be fetched
   zoo data prepare package-films         fetch a group (or one name)
   zoo data inspect FOLDER                count, size, duration and rate of its films
+  zoo data encode FOLDER --model dir:EXPORT -o latents/      films to shards of latents
+  zoo data decode latents/ -o FOLDER                         and back
 """
 
 
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     """Fetch or inspect data; see EXAMPLES."""
     parser = Parser(
         prog="zoo data",
-        description="Fetch named assets into the cache, inspect folders of films or pictures.",
+        description="Fetch named assets into the cache, inspect folders of films or pictures, "
+        "encode films into latents and decode them.",
         epilog=EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,8 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     add.add_argument("name", nargs="?")
     add = commands.add_parser("inspect", help="films or pictures of a folder")
     add.add_argument("folder")
+    latents.add_encode(
+        commands.add_parser("encode", help="films to shards of latents", epilog=latents.EXAMPLES)
+    )
+    latents.add_decode(
+        commands.add_parser("decode", help="latents to films", epilog=latents.EXAMPLES)
+    )
     options = parser.parse_args(arguments)
-    return prepare(options.name) if options.command == "prepare" else inspect(options.folder)
+    if options.command == "prepare":
+        return prepare(options.name)
+    if options.command == "inspect":
+        return inspect(options.folder)
+    return latents.encode(options) if options.command == "encode" else latents.decode(options)
 
 
 def prepare(name: str | None) -> int:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One clip or image: `pixels` float [C, T, H, W] in [-1, 1]; `key` says where it is from."""
+    """One clip or image: `pixels` float [C, T, H, W] in [-1, 1]; `key` says where it is from.
+
+    From a source of latents, `pixels` holds latents float [c, t, h, w] instead.
+    """
 
     pixels: Tensor
     prompt: str

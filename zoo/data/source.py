@@ -97,14 +97,14 @@ class Source(Dataset[Sample], ABC):
         if self._usable is not None:
             return
         found = self._find()
-        facts = index_files(list(found.values()), name=self._index_name(), probe=self._probe)
+        facts = self._measure(found)
         usable = []
         for key, path in found.items():
-            reason = facts[path].get("error") or self._objection(facts[path])
+            reason = facts[key].get("error") or self._objection(facts[key])
             if reason:
                 self._broken[key] = reason
             else:
-                usable.append(File(key, path, facts[path]))
+                usable.append(File(key, path, facts[key]))
         self._usable = usable
         # Shared memory: workers mark here what they couldn't read, the main process looks.
         self._failed = torch.zeros(len(usable), dtype=torch.uint8)
@@ -159,7 +159,7 @@ class Source(Dataset[Sample], ABC):
             item: the index, or (epoch, index); an index alone means epoch 0.
 
         Returns:
-            A `Sample` with pixels float [3, T, size, size] in [-1, 1].
+            A `Sample` with pixels float [3, T, size, size] in [-1, 1] (or what the source says).
 
         Raises:
             IndexError: there is no such index.
@@ -176,17 +176,11 @@ class Source(Dataset[Sample], ABC):
             file = self.usable[number]
             try:
                 video, suffix = self._read(file, start)
-            except (UserError, OSError) as error:
+            except (UserError, RunError, OSError) as error:
                 self._failed[number] = 1
                 self._broken[file.key] = str(error)
                 continue
-            pixels = to_pixels(
-                video,
-                size=self.size,
-                short_side=self.short_side,
-                flip=self.flip,
-                rng=rng if self.train else None,
-            )
+            pixels = self._transform(video, rng if self.train else None)
             return Sample(pixels, "", file.key + suffix)
         raise RunError(f"{_ATTEMPTS} samples of {self.root} in a row can't be read; see {file.key}")
 
@@ -196,6 +190,15 @@ class Source(Dataset[Sample], ABC):
         for number in range(count):
             place = number * epochs * len(self) // count
             yield self[divmod(place, len(self))]
+
+    def _measure(self, found: dict[str, Path]) -> dict[str, Facts]:
+        """Facts about every file, by key."""
+        facts = index_files(list(found.values()), name=self._index_name(), probe=self._probe)
+        return {key: facts[path] for key, path in found.items()}
+
+    def _transform(self, video: Tensor, rng: np.random.Generator | None) -> Tensor:
+        """What was read as it leaves the source; without `rng`, as for evaluation."""
+        return to_pixels(video, size=self.size, short_side=self.short_side, flip=self.flip, rng=rng)
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -8,24 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from zoo.assets import cache_root
 from zoo.data.cache import Facts, cached_film
+from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
+from zoo.data.reader import TIME_SLACK, short_side_size
 from zoo.data.source import File, Source
 from zoo.data.transforms import resize_short_side
-from zoo.data.video import (
-    TIME_SLACK,
-    VIDEO_SUFFIXES,
-    probe_times,
-    read_clip,
-    select_frames,
-    short_side_size,
-)
+from zoo.data.video import VIDEO_SUFFIXES, probe_times, read_clip, select_frames
 from zoo.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _SPARE_BYTES = 2 * 1024**3  # disk the frame cache leaves free
 
 
@@ -195,7 +189,7 @@ class VideoFolder(Source):
 class ImageFolder(Source):
     """Images, each a clip of one frame (T = 1); an epoch holds every image once.
 
-    Transparency is dropped and the EXIF orientation applied. The arguments are those of `Source`.
+    They are upright (EXIF), transparency lies over black. The arguments are those of `Source`.
     """
 
     suffixes = IMAGE_SUFFIXES
@@ -212,7 +206,7 @@ class ImageFolder(Source):
 
     def _read(self, file: File, start: float) -> tuple[Tensor, str]:
         with Image.open(file.path) as image:
-            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            rgb = np.array(to_rgb(image))
         video = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(1)
         return resize_short_side(video, short_side=self.short_side[1]), ""
 

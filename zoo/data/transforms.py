@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.data.video import short_side_size
+from zoo.data.reader import short_side_size
 
 
 def resize(video: Tensor, *, size: tuple[int, int]) -> Tensor:

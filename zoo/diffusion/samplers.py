@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+Noise = Callable[[Tensor, int], Tensor]
+"""Where a decoder's noise comes from: called with `like` and `frames`, as `frame_noise` is."""
 
 
 def ddim_step(x: Tensor, x0: Tensor, *, alpha_bar: float, next_alpha_bar: float) -> Tensor:
@@ -35,3 +41,42 @@ def frame_noise(like: Tensor, frames: int, *, generator: torch.Generator | None)
     size = (like.shape[0], like.shape[1], *like.shape[-2:])
     drawn = [torch.randn(size, generator=generator, device=device) for _ in range(frames)]
     return torch.stack(drawn, dim=2).to(like)
+
+
+def generator_noise(generator: torch.Generator | None) -> Noise:
+    """Noise drawn from a generator; None: the device's global one."""
+    return partial(frame_noise, generator=generator)
+
+
+class NoiseField:
+    """The noise of one chunk of whole frames, for decoders that see windows of it.
+
+    It is drawn once, by whoever asks first, so that a window's noise is what the undivided frame
+    has at that place and neighbours agree where they overlap.
+
+    Args:
+        noise: source of the whole frames' noise.
+        height, width: of the whole frame in pixels.
+    """
+
+    def __init__(self, noise: Noise, *, height: int, width: int) -> None:
+        self._noise = noise
+        self._size = height, width
+        self._drawn: list[Tensor] = []
+
+    def window(self, top: int, left: int) -> Noise:
+        """The source for a decoder whose frame begins at row `top` and column `left`."""
+        calls = 0
+
+        def cut(like: Tensor, frames: int) -> Tensor:
+            nonlocal calls
+            if calls == len(self._drawn):
+                # a size without memory behind it: only shape, type and device are looked at
+                whole = like[..., :1, :1].expand(*like.shape[:-2], *self._size)
+                self._drawn.append(self._noise(whole, frames))
+            field = self._drawn[calls]
+            calls += 1
+            assert field.shape[2] == frames, f"windows of one chunk of {field.shape[2]} frames"
+            return field[..., top : top + like.shape[-2], left : left + like.shape[-1]]
+
+        return cut

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zoo.diffusion.samplers import ddim_step, frame_noise
+from zoo.diffusion.samplers import Noise, ddim_step
 from zoo.diffusion.schedule import cosine_alpha_bar, sampling_indices
 from zoo.nets.cdt_context import ContextDecoder, Encoder
 from zoo.nets.cdt_unet import CDTConfig, DenoisingUNet
@@ -75,9 +75,7 @@ class CDT(Tokenizer):
             return posterior
         return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
 
-    def _decode(
-        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         contexts, base = self.conditions(z, carry)
         time, height, width = self.compression
         begun = carry is not None and carry.read("begun") is not None
@@ -85,7 +83,7 @@ class CDT(Tokenizer):
             carry.write("begun", z.new_empty(z.shape[0], 0))
         frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
         frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
-        x = self.config.gamma * frame_noise(frame, frames, generator=generator)
+        x = self.config.gamma * noise(frame, frames)
         alpha_bar = self.alpha_bar.tolist()
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):

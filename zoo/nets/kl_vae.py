@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from zoo.diffusion.samplers import Noise
 from zoo.nets.blocks3d import depth_to_space, space_to_depth
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.posterior import Posterior
@@ -147,9 +148,7 @@ class KLVAE(Tokenizer):
             return posterior
         return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
 
-    def _decode(
-        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         codes = _frames(z)
         if self.vae.post_quant_conv is not None:
             codes = self.vae.post_quant_conv(codes)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from zoo.diffusion.samplers import Noise
 from zoo.nets.blocks3d import CausalConv3d, ChannelNorm, ResnetBlock, depth_to_space
 from zoo.nets.cdt_context import CompressorConfig, ContextDecoder, Encoder
 from zoo.nets.posterior import Posterior
@@ -69,9 +69,7 @@ class KLVAEVideo(Tokenizer):
             return posterior
         return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
 
-    def _decode(
-        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         x = self.body(z, carry)[0]
         for block in self.top:
             x = block(x, None, carry)

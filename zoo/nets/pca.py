@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.diffusion.samplers import Noise
 from zoo.errors import UserError
 from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Size, Tokenizer, missing_frames, pad_space, pad_time
@@ -141,9 +142,7 @@ class BlockPCA(Tokenizer, Temporal):
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         return Posterior(self.project(x, carry))
 
-    def _decode(
-        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         return self.expand(z, carry)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.diffusion.samplers import Noise, generator_noise
 from zoo.errors import UserError
 from zoo.nets.posterior import Posterior
 from zoo.nets.pretrained import Pretrained
@@ -46,10 +47,8 @@ class Tokenizer(Pretrained, ABC):
         """Posterior of a chunk whose height and width fit; the whole clip's T is 1 + k * time."""
 
     @abstractmethod
-    def _decode(
-        self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
-    ) -> Tensor:
-        """Pixels of a chunk of latents, not cropped."""
+    def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
+        """Pixels of a chunk of latents, not cropped. A diffusion decoder draws from `noise`."""
 
     def encode(self, x: Tensor) -> Posterior:
         """Encode a whole clip.
@@ -143,7 +142,7 @@ class Tokenizer(Pretrained, ABC):
             most = (1 + (z.shape[2] - 1) * t, z.shape[3] * h, z.shape[4] * w)
             if any(asked > held or asked < 1 for asked, held in zip(size, most, strict=True)):
                 raise UserError(f"size {tuple(size)} is outside what these latents hold, {most}")
-        x = self._decode(z, carry, steps=steps, generator=generator)
+        x = self._decode(z, carry, steps=steps, noise=generator_noise(generator))
         return x, {} if carry is None else carry.state
 
     @torch.no_grad()

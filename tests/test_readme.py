@@ -1,0 +1,39 @@
+"""The README's Python runs as it is written, block after block in one session."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from zoo.data.writer import VideoWriter
+from zoo.nets.cdt import CDT
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with what they name: an export of the quickstart's net and a film."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = zoo.create("cdt_tiny", context_dim=8, unet_dim=8)
+    assert isinstance(net, CDT)
+    assert net.pca is not None
+    net.pca.fit([torch.rand(2, 3, 17, 32, 32) * 2 - 1])
+    net.save_pretrained("runs/quickstart/export")
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    with VideoWriter("film.mp4", width=64, height=48, rate=25) as writer:  # type: ignore[arg-type]
+        for t in range(30):
+            writer.write(np.roll(noise, t, axis=1))
+    assert len(BLOCKS) >= 5
+    session: dict[str, object] = {}
+    for number, block in enumerate(BLOCKS):
+        if "# not run" in block:
+            continue
+        exec(compile(block, f"README.md, block {number}", "exec"), session)
+    assert {p.name for p in tmp_path.iterdir()} >= {"latents", "decoded.mp4", "both.mp4"}
