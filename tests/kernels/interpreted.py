@@ -12,6 +12,7 @@ import sys
 import torch
 from torch import Tensor
 
+from zoo.kernels import norm as norms
 from zoo.kernels.linear_attention import linear_attention, reference
 
 # B, H, N, D, E, dtype, kind
@@ -27,6 +28,16 @@ LINEAR: dict[str, tuple[int, int, int, int, int, str, str]] = {
     "some -inf": (1, 1, 100, 16, 16, "float32", "masked"),
     "bfloat16": (1, 2, 100, 64, 64, "bfloat16", "normal"),
     "float16": (1, 2, 100, 64, 64, "float16", "normal"),
+}
+
+# B, C, positions, dtype, ReLU
+NORM: dict[str, tuple[int, int, int, str, bool]] = {
+    "norm": (2, 64, 33, "float32", False),
+    "norm and relu": (2, 64, 33, "float32", True),
+    "one position": (1, 5, 1, "float32", True),
+    "one channel": (3, 1, 20, "float32", True),
+    "wide norm": (1, 384, 100, "bfloat16", True),
+    "many rows": (1, 24, 1500, "float32", True),
 }
 
 
@@ -47,9 +58,11 @@ def _inputs(case: str) -> list[Tensor]:
 
 
 def errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
-    """Largest differences relative to the largest wanted value."""
+    """Largest differences relative to the largest wanted value (some gradients are zero: then
+    to a tenth of the largest of all)."""
+    floor = max(b.abs().max().item() for b in wanted) / 10
     return [
-        ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-12)).item()
+        ((a.double() - b).abs().max() / b.abs().max().clamp_min(floor)).item()
         for a, b in zip(found, wanted, strict=True)
     ]
 
@@ -70,7 +83,27 @@ def linear(case: str) -> list[float]:
     return errors([out, *gradients], [wanted, *exact_gradients])
 
 
+def norm(case: str, *, backend: str, device: str = "cpu") -> list[float]:
+    """Errors of the output and the gradients of x, weight, bias."""
+    batch, channels, positions, name, relu = NORM[case]
+    dtype = getattr(torch, name)
+    draw = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(batch, positions, channels, generator=draw) + 2).to(device, dtype)
+    weight, bias, grad = (
+        torch.randn(shape, generator=draw).to(device, dtype)
+        for shape in ((channels,), (channels,), (batch, channels, positions))
+    )
+    leaves = [t.detach().requires_grad_() for t in (x.movedim(-1, 1), weight, bias)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    out = norms.channel_norm(*leaves, relu=relu, backend=backend)
+    wanted = norms.reference(*exact, relu=relu)
+    gradients = torch.autograd.grad(out, leaves, grad)
+    exact_gradients = torch.autograd.grad(wanted, exact, grad.double())
+    return errors([out, *gradients], [wanted, *exact_gradients])
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or LINEAR:
-        sys.stdout.write(json.dumps({name: linear(name)}) + "\n")
+    for name in sys.argv[1:]:
+        found = linear(name) if name in LINEAR else norm(name, backend="triton")
+        sys.stdout.write(json.dumps({name: found}) + "\n")
         sys.stdout.flush()

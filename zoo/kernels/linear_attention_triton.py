@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from zoo.kernels.triton_support import product_precision
+from zoo.kernels.triton_support import interpreting, product_precision
 
 
 @triton.jit
@@ -173,7 +173,8 @@ def block_sizes(dtype: torch.dtype, width: int, columns: int) -> dict[str, Any]:
     be = min(widest, max(16, triton.next_power_of_2(columns)))
     precision = "tf32" if dtype == torch.float16 else product_precision()
     return {
-        "HALF": dtype == torch.bfloat16,
+        # the interpreter multiplies the bits of bfloat16 numbers as if they were integers
+        "HALF": dtype == torch.bfloat16 and not interpreting(),
         "PRECISION": precision,
         "BN": 64,
         "BD": bd,
