@@ -70,7 +70,7 @@ def linear_attention(
             summary = summary @ project.to(summary.dtype)
         summary = summary * q.shape[-1] ** -0.5
     out: Tensor = read(q.flatten(0, 1), summary)
-    return out.unflatten(0, q.shape[:2])
+    return out.view(*q.shape[:3], -1)
 
 
 def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:

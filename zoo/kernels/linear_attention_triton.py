@@ -186,7 +186,7 @@ def block_sizes(dtype: torch.dtype, width: int, columns: int) -> dict[str, Any]:
 def _splits(groups: int, tokens: int, width: int, columns: int, tile: dict[str, Any]) -> int:
     """Programs a group's token sum is split over: some 1,000 in all, 1,024 tokens or more each."""
     tiles = triton.cdiv(width, tile["BD"]) * triton.cdiv(columns, tile["BE"])
-    wanted = triton.cdiv(1024, groups * tiles)
+    wanted: int = triton.cdiv(1024, groups * tiles)
     return max(1, min(wanted, tokens // 1024, 64))
 
 

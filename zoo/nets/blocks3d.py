@@ -175,9 +175,10 @@ class FrameAttention(nn.Module):
         if height * width < channels:
             q, k, v = _tokens(self.to_qkv(normed)).chunk(3, dim=-1)
             out = linear_attention(q, k, v)
-            return x + self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
+            y: Tensor = self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
+            return x + y
         # many tokens: to_v and to_out are applied to the summary of C tokens, in place of H * W
-        to_qk, to_v = self.to_qkv.weight.split([2 * channels, channels])
+        to_qk, to_v = torch.split(self.to_qkv.weight, [2 * channels, channels])
         q, k = _tokens(causal_conv3d(normed, to_qk)).chunk(2, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             project = (self.to_out.weight.flatten(1) @ to_v.flatten(1)).mT
