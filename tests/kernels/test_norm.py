@@ -15,7 +15,7 @@ from zoo.errors import UserError
 from zoo.kernels.norm import channel_norm, reference
 from zoo.paths import PACKAGE
 
-TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
 
 
 def test_the_reference_is_torchs_layer_norm() -> None:

@@ -1,0 +1,210 @@
+"""Times kernels side by side: interleaved repetitions, medians, milliseconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.cli.doctor_calls import Shape
+from zoo.kernels import attention as attentions
+from zoo.kernels import linear_attention as linear
+from zoo.kernels import norm
+from zoo.kernels.conv3d import causal_conv3d
+from zoo.kernels.providers import Call
+from zoo.nets.blocks3d import FrameAttention
+
+# the shapes of the targets: 5 frames of 64x64 on a CPU; on a GPU 4 clips of 17 frames of 256x256,
+# and 64x64 tokens at the widths of CDT's coarse levels
+GATES = {
+    "cpu": [(5, 4096, 64), (5, 4096, 384)],
+    "cuda": [(68, 65536, 64), (68, 4096, 192), (68, 4096, 384)],
+}
+_CPU_ELEMENTS = 2**23  # of one tensor: larger real calls are timed on fewer frames
+
+Row = dict[str, Any]
+Run = Callable[[], object]
+
+
+def medians(runs: dict[str, Run], *, seconds: float = 1.5) -> dict[str, float]:
+    """Median milliseconds of each, one after the other in turn, so that noise meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    begin = time.perf_counter()
+    while len(next(iter(times.values()))) < 3 or time.perf_counter() - begin < seconds:
+        for name, run in runs.items():
+            _wait()
+            start = time.perf_counter()
+            run()
+            _wait()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _row(what: str, dtype: torch.dtype, times: dict[str, float], chosen: str) -> Row:
+    return {"what": what, "dtype": str(dtype).removeprefix("torch."), "ms": times, "auto": chosen}
+
+
+def bench(
+    shapes: Iterable[Shape], device: torch.device, dtypes: list[torch.dtype]
+) -> list[tuple[str, list[Row]]]:
+    """All tables: (title, rows)."""
+    shapes = list(shapes)
+    real = [s for s in shapes if s.kind == "attention"]
+    gates = [Shape("linear_attention", b, 1, n, n, d, d) for b, n, d in GATES[device.type]]
+    lines = [
+        *gates,
+        *(s for s in shapes if s.kind == "linear_attention" and s not in gates),
+    ]
+    return [
+        ("attention", [r for s in real for r in _attention(s, device, dtypes)]),
+        ("linear attention", [r for s in lines for r in _linear(s, device, dtypes)]),
+        (
+            "attention layer of CDT: norm, projections, linear attention, skip",
+            [r for b, n, d in GATES[device.type] for r in _layer(b, n, d, device, dtypes)],
+        ),
+        ("channel norm and ReLU", [_norm(device, dtype) for dtype in dtypes]),
+        ("causal convolution, channels last", [_conv(device, dtype) for dtype in dtypes]),
+    ]
+
+
+def _attention(shape: Shape, device: torch.device, dtypes: list[torch.dtype]) -> Iterable[Row]:
+    for dtype in dtypes:
+        q = torch.randn(shape.batch, shape.heads, shape.tokens, shape.width).to(device, dtype)
+        k = torch.randn(shape.batch, shape.heads, shape.keys, shape.width).to(device, dtype)
+        call = Call(q, k, k)
+        names = [b for b in attentions.BACKENDS if b != "auto" and not attentions.why_not(b, call)]
+        runs: dict[str, Run] = {
+            name: lambda b=name, q=q, k=k: attentions.attention(q, k, k, backend=b)  # type: ignore[misc]
+            for name in names
+        }
+        with torch.no_grad():
+            yield _row(str(shape), dtype, medians(runs), attentions.choose(call))
+
+
+def _linear(shape: Shape, device: torch.device, dtypes: list[torch.dtype]) -> Iterable[Row]:
+    groups = shape.batch
+    if device.type == "cpu":
+        groups = max(1, min(groups, _CPU_ELEMENTS // (shape.tokens * shape.width)))
+    for dtype in dtypes:
+        # side by side, as a projection leaves them
+        qkv = torch.randn(groups, 1, shape.tokens, 2 * shape.width + shape.columns)
+        q, k, v = torch.split(
+            qkv.to(device, dtype), [shape.width, shape.width, shape.columns], dim=-1
+        )
+        names = [b for b in linear.BACKENDS if not linear.why_not(b, q, k, v)]
+        runs: dict[str, Run] = {
+            name: lambda b=name, x=(q, k, v): linear.linear_attention(*x, backend=b)  # type: ignore[misc]
+            for name in names
+        }
+        if dtype.itemsize < 4:
+            runs[f"formula in {str(dtype).removeprefix('torch.')}"] = lambda x=(q, k, v): _narrow(  # type: ignore[misc]
+                *x
+            )
+        if device.type == "cuda":
+            compiled = torch.compile(linear.reference)
+            runs["reference compiled"] = lambda x=(q, k, v), run=compiled: run(*x)  # type: ignore[misc]
+        with torch.no_grad():
+            row = _row(f"{groups}x1x{shape.tokens}x{shape.width}", dtype, medians(runs), names[0])
+        if device.type == "cuda":
+            moved = (2 * q.numel() + 2 * v.numel()) * dtype.itemsize
+            row["ms"]["bandwidth floor"] = 1e3 * moved / _bandwidth(device)
+        yield row
+
+
+def _narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula without float32 sums, as it is often written."""
+    summary = k.softmax(dim=-2).transpose(-2, -1) @ v
+    return (q.softmax(dim=-1) * q.shape[-1] ** -0.5) @ summary
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy reads and writes."""
+    x = torch.empty(2**28, device=device, dtype=torch.uint8)
+    return 2 * x.numel() / (medians({"copy": x.clone}, seconds=0.2)["copy"] / 1e3)
+
+
+def plain_layer(block: FrameAttention, x: Tensor) -> Tensor:
+    """What FrameAttention computes, written out step by step with the reference attention."""
+    batch, channels, frames, height, width = x.shape
+    centred = x - x.mean(dim=1, keepdim=True)
+    unit = centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + block.norm.eps)
+    shape = (-1, 1, 1, 1)
+    normed = unit * block.norm.weight.view(shape) + block.norm.bias.view(shape)
+    qkv = F.conv3d(normed, block.to_qkv.weight)
+    q, k, v = (
+        part.permute(0, 2, 3, 4, 1).reshape(batch, frames, height * width, channels)
+        for part in qkv.chunk(3, dim=1)
+    )
+    out = linear.reference(q, k, v).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)  # type: ignore[no-untyped-call]
+    y: Tensor = x + F.conv3d(out, block.to_out.weight, block.to_out.bias)
+    return y
+
+
+def _layer(
+    frames: int, tokens: int, channels: int, device: torch.device, dtypes: list[torch.dtype]
+) -> Iterable[Row]:
+    side = int(tokens**0.5)
+    for dtype in dtypes:
+        block = FrameAttention(channels).to(device, dtype)
+        x = torch.randn(1, channels, frames, side, side).to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+
+        def train(run: Callable[[Tensor], Tensor], x: Tensor = x) -> None:
+            run(x.detach().requires_grad_()).sum().backward()
+
+        with torch.no_grad():
+            times = medians(
+                {"ours": lambda: block(x), "written out": lambda: plain_layer(block, x)}
+            )
+        times |= medians(
+            {
+                "ours, training": lambda: train(block),
+                "written out, training": lambda: train(lambda y: plain_layer(block, y)),
+            }
+        )
+        yield _row(f"{frames}x{side}x{side}, {channels} channels", dtype, times, "ours")
+
+
+def _norm(device: torch.device, dtype: torch.dtype) -> Row:
+    x = torch.randn(1, 64, 17, 128, 128).to(device, dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    weight, bias = (
+        torch.ones(64, device=device, dtype=dtype),
+        torch.zeros(64, device=device, dtype=dtype),
+    )
+    names = [b for b in norm.BACKENDS if not norm.why_not(b, x)]
+    runs: dict[str, Run] = {
+        name: lambda b=name: norm.channel_norm(x, weight, bias, relu=True, backend=b)  # type: ignore[misc]
+        for name in names
+    }
+    with torch.no_grad():
+        return _row("1x64x17x128x128", dtype, medians(runs), names[0])
+
+
+def _conv(device: torch.device, dtype: torch.dtype) -> Row:
+    layout = torch.channels_last_3d
+    x = torch.randn(1, 64, 17, 64, 64).to(device, dtype).contiguous(memory_format=layout)
+    weight = torch.randn(64, 64, 3, 3, 3).to(device, dtype).contiguous(memory_format=layout)
+
+    def two_copies() -> Tensor:
+        front = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1), x], dim=2)
+        return F.conv3d(F.pad(front, (1, 1, 1, 1, 0, 0), mode="replicate"), weight)
+
+    runs: dict[str, Run] = {
+        "ours": lambda: causal_conv3d(x, weight, edge="replicate"),
+        "padded in time, then in space": two_copies,
+    }
+    with torch.no_grad():
+        return _row("1x64x17x64x64, 3x3x3, replicate", dtype, medians(runs), "ours")
