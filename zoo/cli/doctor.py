@@ -18,9 +18,10 @@ import zoo
 from zoo.cli import Parser, say
 from zoo.cli.doctor_calls import Shape, calls_of
 from zoo.errors import UserError
-from zoo.kernels import attention as attentions
-from zoo.kernels import linear_attention as linear
 from zoo.kernels import norm
+from zoo.kernels.attention import BACKENDS, OVERRIDE, resolve, why_not
+from zoo.kernels.linear_attention import BACKENDS as LINEAR_BACKENDS
+from zoo.kernels.linear_attention import why_not as why_not_linear
 from zoo.kernels.providers import Call, why_no_xformers
 from zoo.kernels.triton_support import why_no_triton
 
@@ -113,7 +114,7 @@ def machine(device: torch.device) -> dict[str, str]:
             found[name] = "not installed"
     if found["xformers"] != "not installed" and (reason := why_no_xformers()):
         found["xformers"] += f" ({reason})"
-    found[attentions.OVERRIDE] = os.environ.get(attentions.OVERRIDE) or "not set"
+    found[OVERRIDE] = os.environ.get(OVERRIDE) or "not set"
     return found
 
 
@@ -123,9 +124,9 @@ def kernels(device: torch.device, dtype: torch.dtype) -> list[dict[str, str]]:
     x = torch.zeros(1, 2, 64, 64, device=device, dtype=dtype)
     wide = torch.zeros(1, 1, 64, 512, device=device, dtype=dtype)
     for title, q in (("attention", x), ("attention, one head of 512", wide)):
-        for name in attentions.BACKENDS[1:]:
-            rows.append((title, name, attentions.why_not(name, Call(q, q, q))))
-    rows += [("linear_attention", b, linear.why_not(b, x, x, x)) for b in linear.BACKENDS]
+        for name in BACKENDS[1:]:
+            rows.append((title, name, why_not(name, Call(q, q, q))))
+    rows += [("linear_attention", b, why_not_linear(b, x, x, x)) for b in LINEAR_BACKENDS]
     rows += [("channel_norm", b, norm.why_not(b, x)) for b in norm.BACKENDS]
     rows.append(("triton kernels", "triton", why_no_triton(device)))
     return [
@@ -148,9 +149,9 @@ def taken(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     ]
     q, k = (torch.empty(size, device=device, dtype=dtype) for size in sizes)
     if shape.kind == "linear_attention":
-        return next(b for b in linear.BACKENDS if linear.why_not(b, q, k, k) is None)
+        return next(b for b in LINEAR_BACKENDS if why_not_linear(b, q, k, k) is None)
     try:
-        return attentions.resolve(Call(q, k, k))
+        return resolve(Call(q, k, k))
     except UserError as error:
         return f"refused: {error}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.cli.doctor_calls import Shape
-from zoo.kernels import attention as attentions
-from zoo.kernels import linear_attention as linear
 from zoo.kernels import norm
+from zoo.kernels.attention import BACKENDS, attention, choose, why_not
 from zoo.kernels.conv3d import causal_conv3d
+from zoo.kernels.linear_attention import BACKENDS as LINEAR_BACKENDS
+from zoo.kernels.linear_attention import linear_attention, reference
+from zoo.kernels.linear_attention import why_not as why_not_linear
 from zoo.kernels.providers import Call
 from zoo.nets.blocks3d import FrameAttention
 
@@ -31,7 +34,7 @@ Row = dict[str, Any]
 Run = Callable[[], object]
 
 
-def medians(runs: dict[str, Run], *, seconds: float = 1.5) -> dict[str, float]:
+def medians(runs: Mapping[str, Run], *, seconds: float = 1.5) -> dict[str, float]:
     """Median milliseconds of each, one after the other in turn, so that noise meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
@@ -67,66 +70,52 @@ def bench(
         *gates,
         *(s for s in shapes if s.kind == "linear_attention" and s not in gates),
     ]
+    layer = "attention layer of CDT: norm, projections, linear attention, skip"
     return [
-        ("attention", [r for s in real for r in _attention(s, device, dtypes)]),
-        ("linear attention", [r for s in lines for r in _linear(s, device, dtypes)]),
-        (
-            "attention layer of CDT: norm, projections, linear attention, skip",
-            [r for b, n, d in GATES[device.type] for r in _layer(b, n, d, device, dtypes)],
-        ),
+        ("attention", [_attention(s, device, dtype) for s in real for dtype in dtypes]),
+        ("linear attention", [_linear(s, device, dtype) for s in lines for dtype in dtypes]),
+        (layer, [_layer(g, device, dtype) for g in GATES[device.type] for dtype in dtypes]),
         ("channel norm and ReLU", [_norm(device, dtype) for dtype in dtypes]),
         ("causal convolution, channels last", [_conv(device, dtype) for dtype in dtypes]),
     ]
 
 
-def _attention(shape: Shape, device: torch.device, dtypes: list[torch.dtype]) -> Iterable[Row]:
-    for dtype in dtypes:
-        q = torch.randn(shape.batch, shape.heads, shape.tokens, shape.width).to(device, dtype)
-        k = torch.randn(shape.batch, shape.heads, shape.keys, shape.width).to(device, dtype)
-        call = Call(q, k, k)
-        names = [b for b in attentions.BACKENDS if b != "auto" and not attentions.why_not(b, call)]
-        runs: dict[str, Run] = {
-            name: lambda b=name, q=q, k=k: attentions.attention(q, k, k, backend=b)  # type: ignore[misc]
-            for name in names
-        }
-        with torch.no_grad():
-            yield _row(str(shape), dtype, medians(runs), attentions.choose(call))
+def _attention(shape: Shape, device: torch.device, dtype: torch.dtype) -> Row:
+    q = torch.randn(shape.batch, shape.heads, shape.tokens, shape.width).to(device, dtype)
+    k = torch.randn(shape.batch, shape.heads, shape.keys, shape.width).to(device, dtype)
+    call = Call(q, k, k)
+    serving = [b for b in BACKENDS if b != "auto" and not why_not(b, call)]
+    runs = {b: partial(attention, q, k, k, backend=b) for b in serving}
+    with torch.no_grad():
+        return _row(str(shape), dtype, medians(runs), choose(call))
 
 
-def _linear(shape: Shape, device: torch.device, dtypes: list[torch.dtype]) -> Iterable[Row]:
-    groups = shape.batch
+def _linear(shape: Shape, device: torch.device, dtype: torch.dtype) -> Row:
+    groups, width, columns = shape.batch, shape.width, shape.columns
     if device.type == "cpu":
-        groups = max(1, min(groups, _CPU_ELEMENTS // (shape.tokens * shape.width)))
-    for dtype in dtypes:
-        # side by side, as a projection leaves them
-        qkv = torch.randn(groups, 1, shape.tokens, 2 * shape.width + shape.columns)
-        q, k, v = torch.split(
-            qkv.to(device, dtype), [shape.width, shape.width, shape.columns], dim=-1
-        )
-        names = [b for b in linear.BACKENDS if not linear.why_not(b, q, k, v)]
-        runs: dict[str, Run] = {
-            name: lambda b=name, x=(q, k, v): linear.linear_attention(*x, backend=b)  # type: ignore[misc]
-            for name in names
-        }
-        if dtype.itemsize < 4:
-            runs[f"formula in {str(dtype).removeprefix('torch.')}"] = lambda x=(q, k, v): _narrow(  # type: ignore[misc]
-                *x
-            )
-        if device.type == "cuda":
-            compiled = torch.compile(linear.reference)
-            runs["reference compiled"] = lambda x=(q, k, v), run=compiled: run(*x)  # type: ignore[misc]
-        with torch.no_grad():
-            row = _row(f"{groups}x1x{shape.tokens}x{shape.width}", dtype, medians(runs), names[0])
+        groups = max(1, min(groups, _CPU_ELEMENTS // (shape.tokens * width)))
+    # side by side, as a projection leaves them
+    qkv = torch.randn(groups, 1, shape.tokens, 2 * width + columns).to(device, dtype)
+    q, k, v = torch.split(qkv, [width, width, columns], dim=-1)
+    serving = [b for b in LINEAR_BACKENDS if not why_not_linear(b, q, k, v)]
+    runs: dict[str, Run] = {b: partial(linear_attention, q, k, v, backend=b) for b in serving}
+    if dtype.itemsize < 4:
+        runs["without float32 sums"] = partial(_narrow, q, k, v)
+    if device.type == "cuda":
+        runs["reference compiled"] = partial(torch.compile(reference), q, k, v)
+    with torch.no_grad():
+        times = medians(runs)
         if device.type == "cuda":
             moved = (2 * q.numel() + 2 * v.numel()) * dtype.itemsize
-            row["ms"]["bandwidth floor"] = 1e3 * moved / _bandwidth(device)
-        yield row
+            times["bandwidth floor"] = 1e3 * moved / _bandwidth(device)
+    return _row(f"{groups}x1x{shape.tokens}x{width}", dtype, times, serving[0])
 
 
 def _narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The formula without float32 sums, as it is often written."""
     summary = k.softmax(dim=-2).transpose(-2, -1) @ v
-    return (q.softmax(dim=-1) * q.shape[-1] ** -0.5) @ summary
+    out: Tensor = (q.softmax(dim=-1) * q.shape[-1] ** -0.5) @ summary
+    return out
 
 
 def _bandwidth(device: torch.device) -> float:
@@ -147,50 +136,41 @@ def plain_layer(block: FrameAttention, x: Tensor) -> Tensor:
         part.permute(0, 2, 3, 4, 1).reshape(batch, frames, height * width, channels)
         for part in qkv.chunk(3, dim=1)
     )
-    out = linear.reference(q, k, v).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)  # type: ignore[no-untyped-call]
+    out = reference(q, k, v).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)  # type: ignore[no-untyped-call]
     y: Tensor = x + F.conv3d(out, block.to_out.weight, block.to_out.bias)
     return y
 
 
-def _layer(
-    frames: int, tokens: int, channels: int, device: torch.device, dtypes: list[torch.dtype]
-) -> Iterable[Row]:
+def _layer(gate: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Row:
+    frames, tokens, channels = gate
     side = int(tokens**0.5)
-    for dtype in dtypes:
-        block = FrameAttention(channels).to(device, dtype)
-        x = torch.randn(1, channels, frames, side, side).to(device, dtype)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+    block = FrameAttention(channels).to(device, dtype)
+    x = torch.randn(1, channels, frames, side, side).to(device, dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
 
-        def train(run: Callable[[Tensor], Tensor], x: Tensor = x) -> None:
-            run(x.detach().requires_grad_()).sum().backward()
+    def train(run: Callable[[Tensor], Tensor]) -> None:
+        run(x.detach().requires_grad_()).sum().backward()  # type: ignore[no-untyped-call]
 
-        with torch.no_grad():
-            times = medians(
-                {"ours": lambda: block(x), "written out": lambda: plain_layer(block, x)}
-            )
-        times |= medians(
-            {
-                "ours, training": lambda: train(block),
-                "written out, training": lambda: train(lambda y: plain_layer(block, y)),
-            }
-        )
-        yield _row(f"{frames}x{side}x{side}, {channels} channels", dtype, times, "ours")
+    written_out = partial(plain_layer, block)
+    with torch.no_grad():
+        times = medians({"ours": partial(block, x), "written out": partial(written_out, x)})
+    times |= medians(
+        {
+            "ours, training": partial(train, block),
+            "written out, training": partial(train, written_out),
+        }
+    )
+    return _row(f"{frames}x{side}x{side}, {channels} channels", dtype, times, "ours")
 
 
 def _norm(device: torch.device, dtype: torch.dtype) -> Row:
     x = torch.randn(1, 64, 17, 128, 128).to(device, dtype)
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    weight, bias = (
-        torch.ones(64, device=device, dtype=dtype),
-        torch.zeros(64, device=device, dtype=dtype),
-    )
-    names = [b for b in norm.BACKENDS if not norm.why_not(b, x)]
-    runs: dict[str, Run] = {
-        name: lambda b=name: norm.channel_norm(x, weight, bias, relu=True, backend=b)  # type: ignore[misc]
-        for name in names
-    }
+    weight = torch.ones(64, device=device, dtype=dtype)
+    serving = [b for b in norm.BACKENDS if not norm.why_not(b, x)]
+    runs = {b: partial(norm.channel_norm, x, weight, weight, relu=True, backend=b) for b in serving}
     with torch.no_grad():
-        return _row("1x64x17x128x128", dtype, medians(runs), names[0])
+        return _row("1x64x17x128x128", dtype, medians(runs), serving[0])
 
 
 def _conv(device: torch.device, dtype: torch.dtype) -> Row:
@@ -202,7 +182,7 @@ def _conv(device: torch.device, dtype: torch.dtype) -> Row:
         front = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1), x], dim=2)
         return F.conv3d(F.pad(front, (1, 1, 1, 1, 0, 0), mode="replicate"), weight)
 
-    runs: dict[str, Run] = {
+    runs = {
         "ours": lambda: causal_conv3d(x, weight, edge="replicate"),
         "padded in time, then in space": two_copies,
     }

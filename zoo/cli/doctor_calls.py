@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
+from zoo.nets.cdt import CDT
 from zoo.nets.tokenizer import Tokenizer
 
 VIDEO = (17, 256, 256)
@@ -36,11 +37,11 @@ class Shape(NamedTuple):
         return f"{q} on {self.keys}"
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that attention functions end in."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: Counter[Shape] = Counter()
 
     def __torch_dispatch__(
@@ -49,12 +50,14 @@ class _Recorder(TorchDispatchMode):
         name = func.name()
         if name.startswith("aten::_scaled_dot_product"):
             q, k, v = args[:3]
-            self.seen[Shape("attention", *q.shape[:3], k.shape[2], q.shape[3], v.shape[3])] += 1
+            batch, heads, tokens, width = q.shape
+            sizes = (batch, heads, tokens, k.shape[2], width, v.shape[3])
+            self.seen[Shape("attention", *sizes)] += 1
         elif name == "zoo::summarize_cpu":
             k, v = args
-            self.seen[
-                Shape("linear_attention", len(k), 1, k.shape[1], k.shape[1], k.shape[2], v.shape[2])
-            ] += 1
+            groups, tokens, width = k.shape
+            sizes = (groups, 1, tokens, tokens, width, v.shape[2])
+            self.seen[Shape("linear_attention", *sizes)] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -64,7 +67,8 @@ def calls_of(name: str) -> Counter[Shape]:
     Nothing is computed: shapes alone go through the net. Tokenizers see a clip of 17x256x256
     (image nets one frame), UNets the latents they were built for.
     """
-    with FakeTensorMode(), torch.no_grad(), _Recorder() as recorder:
+    recorder = _Recorder()
+    with FakeTensorMode(), torch.no_grad(), recorder:
         net = zoo.create(name).eval()
         if isinstance(net, Tokenizer):
             _run_tokenizer(net)
@@ -77,7 +81,7 @@ def _run_tokenizer(net: Tokenizer) -> None:
     frames = VIDEO[0] if net.compression[0] > 1 else 1
     x = torch.empty(1, 3, frames, *VIDEO[1:])
     z = net.encode(x).mean
-    if hasattr(net, "denoise"):
+    if isinstance(net, CDT):
         # not decode: sampling reads numbers of its noise schedule, which fake tensors don't have
         contexts, base = net.conditions(z)
         net.denoise(x, torch.zeros(1), contexts, base=base)
