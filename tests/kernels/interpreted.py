@@ -35,7 +35,7 @@ NORM: dict[str, tuple[int, int, int, str, bool]] = {
     "norm": (2, 64, 33, "float32", False),
     "norm and relu": (2, 64, 33, "float32", True),
     "one position": (1, 5, 1, "float32", True),
-    "one channel": (3, 1, 20, "float32", False),
+    "three channels": (3, 3, 20, "float32", True),
     "wide norm": (1, 384, 100, "bfloat16", True),
     "many rows": (1, 24, 1500, "float32", True),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from zoo.errors import UserError
 from zoo.kernels import attention, providers
-from zoo.kernels.attention import BACKENDS, choose, probe, reference, resolve, why_not
+from zoo.kernels.attention import _PROBED, BACKENDS, choose, probe, reference, resolve, why_not
 from zoo.kernels.processor import ZooAttnProcessor, set_attention
 
 # these serve a CPU with gradients; the others have tests of their own
@@ -125,15 +126,18 @@ def fake_xformers(*, wrong: bool = False) -> types.ModuleType:
 
 
 @pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> types.ModuleType:
+def provider(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[types.ModuleType]:
     """A fake xformers under the successor's name, as if CUDA tensors came."""
     module = fake_xformers(wrong=getattr(request, "param", False))
     monkeypatch.setitem(sys.modules, "fake_xformers", module)
     monkeypatch.setattr(providers, "XFORMERS_MODULES", ("not_there.ops", "fake_xformers"))
     monkeypatch.setitem(providers.RULES, "xformers", lambda call: providers.why_no_xformers())
-    monkeypatch.setattr("zoo.kernels.attention._PROBED", {})
+    _PROBED.clear()
     providers._find_xformers.cache_clear()
     yield module
+    _PROBED.clear()
     providers._find_xformers.cache_clear()
 
 
@@ -184,6 +188,7 @@ def test_an_import_that_fails_is_explained(
         attention(q, k, v, backend="xformers")
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("masked", ["no", "bool", "bias"])
 def test_flex_masks(masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """How a mask is handed over, on the uncompiled function (the probe compiles it: slow)."""

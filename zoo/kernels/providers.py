@@ -123,7 +123,7 @@ def _find_xformers() -> tuple[Callable[..., Tensor] | None, str]:
         except Exception as error:  # noqa: BLE001  built for another torch: any error at import
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             failures.append(f"importing {name} failed: {text}")
-    return None, f"{' and '.join(failures)} (pip install xformers)"
+    return None, f"{' and '.join(failures)} (pip install 'generative-vision-zoo[xformers]')"
 
 
 def why_no_xformers() -> str | None:
