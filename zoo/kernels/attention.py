@@ -158,15 +158,10 @@ def _probe(backend: str, device: torch.device, dtype: torch.dtype) -> str | None
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             error = (run(q, k, v).double() - reference(q.double(), k.double(), v.double())).abs()
     except Exception as failure:  # noqa: BLE001  whatever a foreign kernel raises is the finding
-        return f"its probe failed with {type(failure).__name__}: {first_line(failure)}"
+        return f"its probe failed with {type(failure).__name__}: {providers.summary(failure)}"
     if not error.max() < 0.05:
         return f"its probe is off by {error.max().item():.2g} from the formula"
     return None
-
-
-def first_line(failure: BaseException) -> str:
-    """The first line of an error's text, without a full stop."""
-    return (str(failure).strip() or "no message").splitlines()[0].rstrip(".")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

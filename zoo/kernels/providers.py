@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -79,7 +81,39 @@ def _xformers(call: Call) -> str | None:
         )
     if call.q.dtype == torch.float64:
         return "xformers' kernels take float32, float16 and bfloat16, not float64"
-    return why_no_xformers()
+    return why_no_xformers() or _ask_xformers(call)
+
+
+_XFORMERS_SAID: dict[tuple[object, ...], str | None] = {}
+
+
+def _ask_xformers(call: Call) -> str | None:
+    """Its own dispatch's reasons; asked once a shape, as asking takes longer than a small call."""
+    q, k, v, mask, scale = call
+    key = (q.device, q.dtype, q.shape, k.shape, mask is None, call.grad)
+    if key in _XFORMERS_SAID or torch.compiler.is_compiling():
+        return _XFORMERS_SAID.get(key)
+    found, _ = _find_xformers()
+    fmha: Any = sys.modules.get(getattr(found, "__module__", ""))
+    if hasattr(fmha, "_dispatch_fw") and hasattr(fmha, "Inputs"):
+        query, key_, value = (x.transpose(1, 2) for x in (q, k, v))
+        bias = None if mask is None else _bias_in_eights(q, k, mask)
+        inputs = fmha.Inputs(query=query, key=key_, value=value, attn_bias=bias, scale=scale)
+        try:
+            fmha._dispatch_fw(inputs, call.grad)
+            _XFORMERS_SAID[key] = None
+        except NotImplementedError as refusal:
+            _XFORMERS_SAID[key] = summary(refusal)
+    return _XFORMERS_SAID.get(key)
+
+
+def summary(failure: BaseException) -> str:
+    """The text of an error on one line, at most 300 characters."""
+    lines = str(failure).splitlines()
+    # xformers repeats the call before it says which of its kernels refuses and why
+    reasons = [i for i, line in enumerate(lines) if line.endswith("not supported because:")]
+    text = " ".join(" ".join(lines[reasons[0] if reasons else 0 :]).split()) or "no message"
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _flex(call: Call) -> str | None:
@@ -109,10 +143,12 @@ RULES: dict[str, Callable[[Call], str | None]] = {
 def _find_xformers() -> tuple[Callable[..., Tensor] | None, str]:
     """(memory_efficient_attention, where from), or (None, why not). Imported when first asked."""
     failures = []
+    # at import it logs at length what it can't load; the probe says what matters of that
+    logging.getLogger("xformers").setLevel(logging.ERROR)
     for name in XFORMERS_MODULES:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns at import where it can't serve
+                warnings.simplefilter("ignore")
                 module: Any = importlib.import_module(name)
             return module.memory_efficient_attention, name
         except ModuleNotFoundError as error:
@@ -121,8 +157,7 @@ def _find_xformers() -> tuple[Callable[..., Tensor] | None, str]:
             else:
                 failures.append(f"importing {name} failed: {error}")
         except Exception as error:  # noqa: BLE001  built for another torch: any error at import
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            failures.append(f"importing {name} failed: {text}")
+            failures.append(f"importing {name} failed: {summary(error)}")
     return None, f"{' and '.join(failures)} (pip install 'generative-vision-zoo[xformers]')"
 
 
@@ -143,17 +178,18 @@ def xformers_attention(
     """`attention` on xformers' memory_efficient_attention, which takes [B,N,H,D]."""
     found, why = _find_xformers()
     assert found is not None, why
-    bias = None
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-        columns = k.shape[2]
-        # its kernels read a bias in rows of a multiple of 8 numbers
-        bias = F.pad(
-            mask.to(q.dtype).expand(*q.shape[:3], columns), (0, -columns % 8)
-        ).contiguous()[..., :columns]  # fmt: skip
+    bias = None if mask is None else _bias_in_eights(q, k, mask)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return found(q, k, v, attn_bias=bias, scale=scale).transpose(1, 2)
+
+
+def _bias_in_eights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """A mask as xformers' kernels read it: added, whole, in rows of a multiple of 8 numbers."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    columns = k.shape[2]
+    whole = mask.to(q.dtype).expand(*q.shape[:3], columns)
+    return F.pad(whole, (0, -columns % 8)).contiguous()[..., :columns]
 
 
 @cache
