@@ -184,7 +184,7 @@ def test_an_import_that_fails_is_explained(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(providers, "XFORMERS_MODULES", ("broken_xformers", "not_there.ops"))
     q, k, v = tensors()
-    with pytest.raises(ValueError, match=r"built for torch 1\.0 and not_there is not installed"):
+    with pytest.raises(ValueError, match=r"built for torch 1\.0, not_there is not installed"):
         attention(q, k, v, backend="xformers")
 
 

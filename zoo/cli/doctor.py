@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import zoo
@@ -23,7 +24,6 @@ from zoo.kernels.attention import BACKENDS, OVERRIDE, resolve, why_not
 from zoo.kernels.linear_attention import BACKENDS as LINEAR_BACKENDS
 from zoo.kernels.linear_attention import why_not as why_not_linear
 from zoo.kernels.providers import Call, why_no_xformers
-from zoo.kernels.triton_support import why_no_triton
 
 _LIBRARIES = ("triton", "xformers", "mslk-cuda", "diffusers", "transformers", "lightning")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -128,7 +128,6 @@ def kernels(device: torch.device, dtype: torch.dtype) -> list[dict[str, str]]:
             rows.append((title, name, why_not(name, Call(q, q, q))))
     rows += [("linear_attention", b, why_not_linear(b, x, x, x)) for b in LINEAR_BACKENDS]
     rows += [("channel_norm", b, norm.why_not(b, x)) for b in norm.BACKENDS]
-    rows.append(("triton kernels", "triton", why_no_triton(device)))
     return [
         {"kernel": kernel, "backend": name, "verdict": _verdict(reason)}
         for kernel, name, reason in rows
@@ -161,17 +160,19 @@ def show(report: dict[str, Any]) -> None:
     console = Console()
     table = Table("what", "found", title="this machine")
     for name, found in report["machine"].items():
-        table.add_row(name, found)
+        table.add_row(name, escape(found))
     console.print(table)
     table = Table("kernel", "backend", "verdict", title=f"kernels ({report['dtype']})")
     last = ""
     for row in report["kernels"]:
         same, last = row["kernel"] == last, row["kernel"]
-        table.add_row("" if same else row["kernel"], row["backend"], row["verdict"])
+        table.add_row("" if same else row["kernel"], row["backend"], escape(row["verdict"]))
     console.print(table)
     table = Table("model", "kernel", "q", "times", "auto takes", title="calls of the zoo's nets")
     for row in report["calls"]:
-        table.add_row(row["model"], row["kernel"], row["shape"], str(row["times"]), row["auto"])
+        table.add_row(
+            row["model"], row["kernel"], row["shape"], str(row["times"]), escape(row["auto"])
+        )
     console.print(table)
     for section in report.get("bench", ()):
         table = Table("call", "dtype", "milliseconds, fastest first", title=section["title"])

@@ -77,7 +77,7 @@ def _cuda_kernel(call: Call, name: str, can_use: Callable[..., bool]) -> str | N
 def _xformers(call: Call) -> str | None:
     if call.device.type != "cuda":
         return f"xformers' kernels run on CUDA, the tensors are on {call.device.type}" + (
-            f"; also, {why_no_xformers()}" if why_no_xformers() else ""
+            f"; besides, {why_no_xformers()}" if why_no_xformers() else ""
         )
     if call.q.dtype == torch.float64:
         return "xformers' kernels take float32, float16 and bfloat16, not float64"
@@ -158,7 +158,7 @@ def _find_xformers() -> tuple[Callable[..., Tensor] | None, str]:
                 failures.append(f"importing {name} failed: {error}")
         except Exception as error:  # noqa: BLE001  built for another torch: any error at import
             failures.append(f"importing {name} failed: {summary(error)}")
-    return None, f"{' and '.join(failures)} (pip install 'generative-vision-zoo[xformers]')"
+    return None, f"{', '.join(failures)} (pip install 'generative-vision-zoo[xformers]')"
 
 
 def why_no_xformers() -> str | None:
