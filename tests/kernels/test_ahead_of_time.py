@@ -65,3 +65,32 @@ def test_norm(width: int, dtype: torch.dtype) -> None:
     assert cubin(kernels._forward, {**parameters, "OUT": x}, {"RELU": True, **tile})
     backward = {**parameters, "GRAD": x, "DX": x, "DWEIGHT": FLOAT, "DBIAS": FLOAT}
     assert cubin(kernels._backward, backward, {"RELU": True, "STEPS": 8, **tile})
+
+
+def test_operators_open_up_to_the_compiler(caplog: pytest.LogCaptureFixture) -> None:
+    """Traced for CUDA on fake tensors, they are Triton launches and torch operators, not boxes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from zoo.kernels.linear_attention_triton import _read as read
+    from zoo.kernels.linear_attention_triton import _read_backward, _summarize_backward, summarize
+    from zoo.kernels.norm_triton import norm_last
+
+    def both_ways(q: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+        with FunctionalTensorMode():
+            q, weight = (FunctionalTensor.to_functional(x) for x in (q, weight))
+            summary, total = summarize(q, q)
+            out, stat = read(q, summary)
+            more = _summarize_backward(summary, q, q, summary, total)
+            more += _read_backward(out, q, summary, out, stat)
+            normed = norm_last(q.flatten(0, 1), weight, weight, 1e-5, relu=True)
+            results = [*more, out, normed]
+            return [torch._from_functional_tensor(x.elem) for x in results]
+
+    with FakeTensorMode(), caplog.at_level("CRITICAL"):
+        q = torch.empty(2, 3000, 64, device="cuda", dtype=torch.bfloat16)
+        graph = make_fx(both_ways)(q, torch.empty(64, device="cuda")).graph
+    names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert sum("triton_kernel_wrapper" in name for name in names) == 7
+    assert not any(name.startswith("zoo") for name in names)

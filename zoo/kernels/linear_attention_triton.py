@@ -39,8 +39,8 @@ def _over_tokens(
     written with the sums; else p = exp(x - STAT[token])."""
     part = tl.program_id(0).to(tl.int64)
     group, split = part // splits, part % splits
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
-    e = tl.program_id(2) * BE + tl.arange(0, BE)
+    d = (tl.program_id(1) * BD + tl.arange(0, BD)).to(tl.int64)
+    e = (tl.program_id(2) * BE + tl.arange(0, BE)).to(tl.int64)
     x_at = X + group * xg + d[None, :] * xd
     y_at = Y + group * yg + e[None, :] * ye
     peak = tl.full([BD], float("-inf"), tl.float32)
@@ -88,13 +88,13 @@ def _over_channels(
     else p = exp(x - STAT[channel])."""
     group = (tl.program_id(0) // blocks).to(tl.int64)
     n = ((tl.program_id(0) % blocks) * BN + tl.arange(0, BN)).to(tl.int64)
-    e = tl.program_id(1) * BE + tl.arange(0, BE)
+    e = (tl.program_id(1) * BE + tl.arange(0, BE)).to(tl.int64)
     live = n < tokens
     peak = tl.full([BN], float("-inf"), tl.float32)
     total = tl.zeros([BN], tl.float32)
     acc = tl.zeros([BN, BE], tl.float32)
     for start in range(0, width, BD):
-        d = start + tl.arange(0, BD)
+        d = (start + tl.arange(0, BD)).to(tl.int64)
         mask = live[:, None] & (d < width)[None, :]
         x = tl.load(X + group * xg + n[:, None] * xn + d[None, :] * xd, mask, 0.0)
         x = tl.where((d < width)[None, :], x.to(tl.float32), float("-inf"))
@@ -136,13 +136,13 @@ def _to_logits(
     token and r = sum_e y[n,e] RESULT[n,e]: that times p is the softmax's own gradient."""
     group = (tl.program_id(0) // blocks).to(tl.int64)
     n = ((tl.program_id(0) % blocks) * BN + tl.arange(0, BN)).to(tl.int64)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    d = (tl.program_id(1) * BD + tl.arange(0, BD)).to(tl.int64)
     live = n < tokens
     here = live[:, None] & (d < width)[None, :]
     acc = tl.zeros([BN, BD], tl.float32)
     token_mean = tl.zeros([BN], tl.float32)
     for start in range(0, columns, BE):
-        e = start + tl.arange(0, BE)
+        e = (start + tl.arange(0, BE)).to(tl.int64)
         mask = live[:, None] & (e < columns)[None, :]
         y = tl.load(Y + group * yg + n[:, None] * yn + e[None, :] * ye, mask, 0.0)
         at = (group * width + d[:, None]) * columns + e[None, :]
