@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
+from zoo.kernels.attention import OVERRIDE
 from zoo.nets.cdt import CDT
 from zoo.nets.tokenizer import Tokenizer
 
@@ -53,7 +57,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             batch, heads, tokens, width = q.shape
             sizes = (batch, heads, tokens, k.shape[2], width, v.shape[3])
             self.seen[Shape("attention", *sizes)] += 1
-        elif name == "zoo::summarize_cpu":
+        elif name in ("zoo::summarize_cpu", "zoo::summarize_triton"):
             k, v = args
             groups, tokens, width = k.shape
             sizes = (groups, 1, tokens, tokens, width, v.shape[2])
@@ -68,13 +72,24 @@ def calls_of(name: str) -> Counter[Shape]:
     (image nets one frame), UNets the latents they were built for.
     """
     recorder = _Recorder()
-    with FakeTensorMode(), torch.no_grad(), recorder:
+    with _no_override(), FakeTensorMode(), torch.no_grad(), recorder:
         net = zoo.create(name).eval()
         if isinstance(net, Tokenizer):
             _run_tokenizer(net)
         else:
             _run_unet(net)
     return recorder.seen
+
+
+@contextmanager
+def _no_override() -> Iterator[None]:
+    """Calls end in torch's fused operator, which the recorder knows, whatever the user set."""
+    value = os.environ.pop(OVERRIDE, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[OVERRIDE] = value
 
 
 def _run_tokenizer(net: Tokenizer) -> None:
