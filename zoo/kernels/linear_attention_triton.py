@@ -209,7 +209,7 @@ def summarize(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     log_total = torch.logsumexp(peak + total.log(), dim=1)
     weight = (peak - log_total[:, None]).exp()
-    return (partial * weight[..., None]).sum(dim=1), log_total
+    return partial.mul_(weight[..., None]).sum(dim=1), log_total
 
 
 @triton_op("zoo::read_triton", mutates_args=())
