@@ -11,6 +11,7 @@ CPU that costs more than the products when D is small. Sums run in float32 (floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LOG2_E = math.log2(math.e)
 _BLOCK_ELEMENTS = 2**18  # 1 MB of float32; measured flat from 2^17 to 2^20, worse below
 
 
@@ -35,13 +37,36 @@ def _dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     return torch.float32, dtype if fast else torch.float32
 
 
+def _sizes(tokens: int, width: int) -> tuple[int, int]:
+    """How many groups and how many of their tokens make a block."""
+    return max(1, _BLOCK_ELEMENTS // (tokens * width)), max(1, _BLOCK_ELEMENTS // width)
+
+
 def _blocks(groups: int, tokens: int, width: int) -> Iterator[tuple[slice, list[slice]]]:
     """Which groups to take at once, and in which steps to walk through their tokens."""
-    together = max(1, _BLOCK_ELEMENTS // (tokens * width))
-    step = max(1, _BLOCK_ELEMENTS // width)
+    together, step = _sizes(tokens, width)
     for group in range(0, groups, together):
         steps = [slice(start, start + step) for start in range(0, tokens, step)]
         yield slice(group, group + together), steps
+
+
+class _Scratch:
+    """Memory for one block, used again and again: fresh pages cost more than many operations."""
+
+    def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
+        groups, tokens, width = x.shape
+        together, step = _sizes(tokens, width)
+        size = min(groups, together) * min(tokens, step) * width
+        self.memory = x.new_empty(size, dtype=dtype)
+
+    def like(self, x: Tensor) -> Tensor:
+        """A contiguous tensor of the shape of `x`; what the last one held is lost."""
+        return self.memory[: x.numel()].view(x.shape)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; for one group as plain matrices: half-precision bmm copies a transposed operand."""
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -49,7 +74,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.baddbmm_(a, b)
     else:
-        total += a @ b
+        total += _product(a, b)
+
+
+def _exponential(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+    """exp(x - shift), written to `out`: by exp2, which is four times as fast as exp here."""
+    return out.copy_(x).sub_(shift).mul_(_LOG2_E).exp2_()
 
 
 @torch.library.custom_op("zoo::summarize_cpu", mutates_args=(), device_types="cpu")
@@ -59,12 +89,14 @@ def summarize(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     sums, factors = _dtypes(k.dtype)
     summary = k.new_zeros(groups, width, v.shape[2], dtype=sums)
     log_total = k.new_empty(groups, width, dtype=sums)
+    scratch = _Scratch(k, sums)
     for some, steps in _blocks(groups, tokens, width):
         keys, values, partial = k[some], v[some], summary[some]
         peak = keys.amax(dim=1, keepdim=True).to(sums)
         total = torch.zeros_like(peak)
         for step in steps:
-            p = (keys[:, step] - peak).exp_()
+            x = keys[:, step]
+            p = _exponential(x, peak, scratch.like(x))
             total += p.sum(dim=1, keepdim=True)
             _add_product(partial, p.to(factors).mT, values[:, step].to(factors))
         partial /= total.mT
@@ -77,17 +109,19 @@ def _summarize_backward(
     grad: Tensor, k: Tensor, v: Tensor, summary: Tensor, log_total: Tensor
 ) -> tuple[Tensor, Tensor]:
     groups, tokens, width = k.shape
-    _, factors = _dtypes(k.dtype)
+    sums, factors = _dtypes(k.dtype)
+    scratch = _Scratch(k, sums)
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     # sum over tokens of softmax(k) * d softmax(k), from the small matrices alone
     mean = (summary * grad).sum(dim=-1)[:, None]
     grad = grad.to(factors)
     for some, steps in _blocks(groups, tokens, width):
         for step in steps:
-            p = (k[some, step] - log_total[some, None]).exp_()
-            dv[some, step] = p.to(factors) @ grad[some]
-            dp = v[some, step].to(factors) @ grad[some].mT
-            dk[some, step] = p * (dp - mean[some])
+            x = k[some, step]
+            p = _exponential(x, log_total[some, None], scratch.like(x))
+            dv[some, step] = _product(p.to(factors), grad[some])
+            dp = _product(v[some, step].to(factors), grad[some].mT)
+            dk[some, step] = p.mul_(dp - mean[some])
     return dk, dv
 
 
@@ -95,16 +129,19 @@ def _summarize_backward(
 def read(q: Tensor, summary: Tensor) -> Tensor:
     """softmax_channels(q) summary, in the dtype of q: [G,N,E]."""
     groups, tokens, width = q.shape
-    sums, factors = _dtypes(q.dtype)
+    _, factors = _dtypes(q.dtype)
     out = q.new_empty(groups, tokens, summary.shape[2])
     summary = summary.to(factors)
+    scratch = _Scratch(q, factors)
     for some, steps in _blocks(groups, tokens, width):
         for step in steps:
-            p = q[some, step].softmax(dim=-1, dtype=sums).to(factors)
-            if p.dtype == out.dtype:
+            x = q[some, step].to(factors)
+            # torch's softmax computes in float32 whatever it reads and writes
+            p = torch.softmax(x, dim=-1, out=scratch.like(x))
+            if factors == out.dtype:
                 torch.matmul(p, summary[some], out=out[some, step])
             else:
-                out[some, step] = p @ summary[some]
+                out[some, step] = _product(p, summary[some])
     return out
 
 
@@ -119,7 +156,7 @@ def _read_backward(grad: Tensor, q: Tensor, summary: Tensor) -> tuple[Tensor, Te
             p = q[some, step].softmax(dim=-1, dtype=sums)
             above = grad[some, step].to(factors)
             _add_product(dsummary[some], p.to(factors).mT, above)
-            dp = above @ summary[some].mT
+            dp = _product(above, summary[some].mT)
             dq[some, step] = p * (dp - (p * dp).sum(dim=-1, keepdim=True))
     return dq, dsummary
 

@@ -171,25 +171,22 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = x.shape[1], *x.shape[3:]
-        normed = self.norm(x)
+        # 1x1x1 convolutions as linear layers: on channels-last data the tokens are a view
+        tokens = rearrange(self.norm(x), "b c t h w -> b t (h w) c")
+        to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)
+        to_out = self.to_out.weight.flatten(1)
+        q, k = F.linear(tokens, to_q), F.linear(tokens, to_k)
         if height * width < channels:
-            q, k, v = _tokens(self.to_qkv(normed)).chunk(3, dim=-1)
-            out = linear_attention(q, k, v)
-            y: Tensor = self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
-            return x + y
-        # many tokens: to_v and to_out are applied to the summary of C tokens, in place of H * W
-        to_qk, to_v = torch.split(self.to_qkv.weight, [2 * channels, channels])
-        q, k = _tokens(causal_conv3d(normed, to_qk)).chunk(2, dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
-            project = (self.to_out.weight.flatten(1) @ to_v.flatten(1)).mT
-        out = linear_attention(q, k, _tokens(normed).to(q.dtype), project=project)
-        assert self.to_out.bias is not None
-        out = out + self.to_out.bias.to(out.dtype)
+            out = linear_attention(q, k, F.linear(tokens, to_v))
+            out = F.linear(out, to_out, self.to_out.bias)
+        else:
+            # many tokens: to_v and to_out act on the summary, C rows, in place of H * W
+            with torch.autocast(x.device.type, enabled=False):
+                project = (to_out @ to_v).mT
+            out = linear_attention(q, k, tokens.to(q.dtype), project=project)
+            assert self.to_out.bias is not None
+            out = out + self.to_out.bias.to(out.dtype)
         return x + rearrange(out, "b t (h w) c -> b c t h w", h=height)
-
-
-def _tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b c t h w -> b t (h w) c")
 
 
 class SpaceDown(nn.Module):
