@@ -14,7 +14,7 @@ from zoo.errors import UserError
 from zoo.kernels import providers
 from zoo.nets.blocks3d import FrameAttention
 
-MODELS = ["cdt_tiny", "tiue_tiny"]
+MODELS = ["cdt_tiny", "klvae_image_f8c4"]
 
 
 def test_calls_are_those_that_the_nets_make() -> None:
@@ -22,9 +22,8 @@ def test_calls_are_those_that_the_nets_make() -> None:
     found = calls_of("cdt_tiny")
     assert found[Shape("linear_attention", 17, 1, 64 * 64, 64 * 64, 32, 32)] == 1
     assert sum(found.values()) == 6  # 3 levels down, the middle, 2 up
-    text = [shape for shape in calls_of("tiue_tiny") if shape.keys == 77]
-    assert text
-    assert all(shape.kind == "attention" for shape in text)
+    # the middle blocks of encoder and decoder: one head as wide as the channels
+    assert calls_of("klvae_image_f8c4") == {Shape("attention", 1, 1, 1024, 1024, 512, 512): 2}
 
 
 def test_json_has_every_backend_and_call(
@@ -40,7 +39,7 @@ def test_json_has_every_backend_and_call(
     assert verdicts["attention", "flex"] == "refuses: not in this test"
     assert {(row["model"], row["auto"]) for row in report["calls"]} == {
         ("cdt_tiny", "blocks"),
-        ("tiue_tiny", "sdpa"),
+        ("klvae_image_f8c4", "sdpa"),
     }
 
 
@@ -49,7 +48,7 @@ def test_an_override_is_shown(
 ) -> None:
     monkeypatch.setitem(providers.RULES, "flex", lambda call: "not in this test")
     monkeypatch.setenv("ZOO_ATTENTION", "math")
-    main(["--json", "--device", "cpu", "--models", "tiue_tiny"])
+    main(["--json", "--device", "cpu", "--models", "klvae_image_f8c4"])
     report = json.loads(capsys.readouterr().out)
     assert report["machine"]["ZOO_ATTENTION"] == "math"
     assert {row["auto"] for row in report["calls"]} == {"math"}

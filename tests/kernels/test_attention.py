@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.kernels import attention, providers
 from zoo.kernels.attention import _PROBED, BACKENDS, choose, probe, reference, resolve, why_not
 from zoo.kernels.processor import ZooAttnProcessor, set_attention
+from zoo.nets.kl_vae import KLVAE, KLVAEConfig
 
 # these serve a CPU with gradients; the others have tests of their own
 ON_CPU = ("auto", "sdpa", "sdpa-flash", "sdpa-math", "math")
@@ -272,6 +273,15 @@ def test_processor_serves_an_autoencoder() -> None:
         expected = net(x).sample
         set_attention(net)
         assert torch.equal(net(x).sample, expected)
+
+
+def test_the_image_vae_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = KLVAE(KLVAEConfig(block_channels=(16,), norm_groups=4, layers=1, latent_channels=2))
+    x = torch.zeros(1, 3, 8, 8)
+    assert net.encode(x).mean.shape == (1, 2, 8, 8)
+    monkeypatch.setenv("ZOO_ATTENTION", "flesh")
+    with pytest.raises(UserError, match="'flesh'"):
+        net.encode(x)
 
 
 def test_set_attention_refuses() -> None:
