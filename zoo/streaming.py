@@ -19,8 +19,9 @@ case; a chunk that completes no output gives a tensor with zero frames.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from zoo.kernels.conv3d import join
 
 State = dict[str, Tensor]
 """Memory of a stream: tensors keyed by the path of the layer that needs them, batch first."""
@@ -91,7 +92,7 @@ def windows(front: Tensor, x: Tensor, *, kernel: int, stride: int) -> tuple[Tens
             (zero frames when there is none).
         rest: the frames that the next chunk still needs.
     """
-    padded = torch.cat([front, x], dim=2)
+    padded = join(front, x)
     count = max(0, (padded.shape[2] - kernel) // stride + 1)
     ready = padded[:, :, : (count - 1) * stride + kernel] if count else padded[:, :, :0]
     return ready, padded[:, :, count * stride :]

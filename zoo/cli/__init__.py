@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": "encode and decode a film of any length",
     "benchmark": "score reconstruction and speed, compare results",
     "data": "fetch and inspect data, films to latents and back",
+    "doctor": "versions, devices, kernels: what serves which call, and why",
     "list": "list the models",
 }
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.kernels import linear_attention
+from zoo.kernels.conv3d import causal_conv3d
+from zoo.kernels.linear_attention import linear_attention
+from zoo.kernels.norm import channel_norm
 from zoo.streaming import Carry, Temporal, windows
 
 Padding = Literal["zeros", "replicate"]
@@ -47,17 +49,22 @@ class CausalConv3d(nn.Conv3d, Temporal):
         self.edge: Padding = padding
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        if self.time_padding:
-            front = carry.read(self.slot) if carry else None
-            if front is None:
-                front = front_padding(x, self.time_padding, self.edge)
-            x = torch.cat([front, x], dim=2)
-            if carry:
-                carry.write(self.slot, x[:, :, -self.time_padding :])
-        _, kh, kw = self.kernel_size
-        if self.edge == "replicate" and (kh > 1 or kw > 1):
-            x = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2, 0, 0), mode="replicate")
-        return super().forward(x)
+        front = None
+        if self.time_padding and carry:
+            front = carry.read(self.slot)
+            memory = x[:, :, -self.time_padding :]
+            if x.shape[2] < self.time_padding:
+                old = front_padding(x, self.time_padding, self.edge) if front is None else front
+                memory = torch.cat([old[:, :, x.shape[2] :], x], dim=2)
+            carry.write(self.slot, memory)
+        return causal_conv3d(
+            x,
+            self.weight,
+            self.bias,
+            front=front,
+            edge=self.edge,
+            space_stride=self.stride[1],
+        )
 
 
 def front_padding(x: Tensor, frames: int, padding: Padding) -> Tensor:
@@ -69,9 +76,8 @@ def front_padding(x: Tensor, frames: int, padding: Padding) -> Tensor:
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each position (eps 1e-5, affine)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        # on channels-last data both moves are views; F.layer_norm is 9x the written-out formula
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        return channel_norm(x, self.weight, self.bias, eps=self.eps, relu=relu)
 
 
 class ReferenceBlock(nn.Module):
@@ -85,7 +91,8 @@ class ReferenceBlock(nn.Module):
         self.norm = ChannelNorm(out_channels)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return F.relu(self.norm(self.conv(x, carry)))
+        y: Tensor = self.norm(self.conv(x, carry), relu=True)
+        return y
 
 
 class LightBlock(nn.Module):
@@ -163,13 +170,23 @@ class FrameAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        height = x.shape[3]
-        q, k, v = rearrange(
-            self.to_qkv(self.norm(x)), "b (s c) t h w -> s b t (h w) c", s=3
-        ).unbind()
-        out = linear_attention(q, k, v)
-        y: Tensor = self.to_out(rearrange(out, "b t (h w) c -> b c t h w", h=height))
-        return x + y
+        channels, height, width = x.shape[1], *x.shape[3:]
+        # 1x1x1 convolutions as linear layers: on channels-last data the tokens are a view
+        tokens = rearrange(self.norm(x), "b c t h w -> b t (h w) c")
+        to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)
+        to_out = self.to_out.weight.flatten(1)
+        q, k = F.linear(tokens, to_q), F.linear(tokens, to_k)
+        if height * width < channels:
+            out = linear_attention(q, k, F.linear(tokens, to_v))
+            out = F.linear(out, to_out, self.to_out.bias)
+        else:
+            # many tokens: to_v and to_out act on the summary, C rows, in place of H * W
+            with torch.autocast(x.device.type, enabled=False):
+                project = (to_out @ to_v).mT
+            out = linear_attention(q, k, tokens.to(q.dtype), project=project)
+            assert self.to_out.bias is not None
+            out = out + self.to_out.bias.to(out.dtype)
+        return x + rearrange(out, "b t (h w) c -> b c t h w", h=height)
 
 
 class SpaceDown(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.diffusion.samplers import Noise
+from zoo.kernels.processor import set_attention
 from zoo.nets.blocks3d import depth_to_space, space_to_depth
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.posterior import Posterior
@@ -84,6 +85,7 @@ class KLVAE(Tokenizer):
             use_post_quant_conv=config.quant_conv,
             mid_block_add_attention=config.attention,
         )
+        set_attention(self.get_submodule("vae"))
         self.pca = (
             BlockPCA(PCAConfig(latent_channels=self.latent_channels, compression=self.compression))
             if config.pca

@@ -1,0 +1,117 @@
+"""3D convolution that is causal in time, moves little memory and never overflows an index."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Edge = Literal["zeros", "replicate"]
+
+INDEX_LIMIT = 2**31 - 1
+"""Elements a tensor may have for kernels that index with 32 bits (cuDNN's and torch's own)."""
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+    limit: int = INDEX_LIMIT,
+) -> Tensor:
+    """`F.conv3d`, in pieces of the batch and of time where input or output pass `limit` elements.
+
+    Args:
+        x: [B,C,T,H,W].
+        weight: [C',C,kt,kh,kw].
+        bias: [C'].
+        stride, padding: time, height, width; time can't be padded where pieces are needed.
+        limit: elements above which the work is split.
+
+    Returns:
+        [B,C',T',H',W'], equal to the convolution in one piece up to rounding.
+    """
+    kernel = weight.shape[2:]
+    size = [
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)
+    ]
+    # what one output frame of one clip costs, in and out
+    frame = max(x[0, :, 0].numel() * stride[0], weight.shape[0] * size[1] * size[2])
+    if x.shape[0] * max(x[0].numel(), frame * size[0]) <= limit:
+        return F.conv3d(x, weight, bias, stride, padding)
+    if x.shape[0] > 1:
+        pieces = [
+            conv3d(clip[None], weight, bias, stride=stride, padding=padding, limit=limit)
+            for clip in x
+        ]
+        return torch.cat(pieces)
+    assert not padding[0], "padded time can't be cut into pieces"
+    overlap = (kernel[0] - stride[0]) * x[0, :, 0].numel()
+    count = max(1, (limit - max(0, overlap)) // frame)
+    pieces = []
+    for first in range(0, size[0], count):
+        last = min(first + count, size[0]) - 1
+        piece = x[:, :, first * stride[0] : last * stride[0] + kernel[0]]
+        pieces.append(F.conv3d(piece, weight, bias, stride, padding))
+    return torch.cat(pieces, dim=2)
+
+
+def causal_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    front: Tensor | None = None,
+    edge: Edge = "zeros",
+    space_stride: int = 1,
+    limit: int = INDEX_LIMIT,
+) -> Tensor:
+    """A convolution that sees the present and the past.
+
+    Frames are padded in front only, space on both sides. Space is padded with zeros inside the
+    convolution; all else takes one copy of the clip in its own memory format.
+
+    Args:
+        x: [B,C,T,H,W].
+        weight: [C',C,kt,kh,kw], kh and kw odd.
+        bias: [C'].
+        front: the kt - 1 frames before `x`, [B,C,kt-1,H,W]; None at the start of a stream: zeros,
+            or the first frame again, as `edge` says.
+        edge: what lies beyond the border of a frame and before the first.
+        space_stride: of height and width.
+        limit: of `conv3d`.
+
+    Returns:
+        [B,C',T,H',W'] with H' = ceil(H / space_stride).
+    """
+    kt, kh, kw = weight.shape[2:]
+    stride = (1, space_stride, space_stride)
+    inside = (0, kh // 2, kw // 2)
+    before = 0
+    if front is not None:
+        x = join(front, x)
+    elif kt > 1:
+        before = kt - 1
+    if edge == "replicate":
+        # one call for time and space: half the copies of one after the other
+        around = (kw // 2, kw // 2, kh // 2, kh // 2, before, 0)
+        x = F.pad(x, around, mode="replicate") if any(around) else x
+        inside = (0, 0, 0)
+    elif before:
+        x = F.pad(x, (0, 0, 0, 0, before, 0))
+    return conv3d(x, weight, bias, stride=stride, padding=inside, limit=limit)
+
+
+def join(front: Tensor, x: Tensor) -> Tensor:
+    """`torch.cat` in time that keeps the memory format of `x`.
+
+    With formats mixed, torch takes the plain one: slow to write and again to convolve.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last_3d):
+        front = front.contiguous(memory_format=torch.channels_last_3d)
+    return torch.cat([front, x], dim=2)
