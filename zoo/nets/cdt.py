@@ -133,4 +133,26 @@ def cdt_tiny(
     )
 
 
-__all__ = ["CDT", "CDTConfig", "cdt_tiny"]
+@register(family="cdt")
+def cdt_small(*, latent_channels: int = 16, gamma: float = 0.8) -> CDT:
+    """4x8x8, 16 latent channels, 120.67 M parameters: the structure of the released CDT-small."""
+    return CDT(CDTConfig(latent_channels=latent_channels, gamma=gamma))
+
+
+@register(family="cdt")
+def cdt_base(*, latent_channels: int = 16, gamma: float = 0.8) -> CDT:
+    """4x8x8, 16 latent channels, 192.59 M parameters: the structure of the released CDT-base."""
+    return CDT(
+        CDTConfig(
+            latent_channels=latent_channels,
+            context_dim=128,
+            context_channels=16,
+            space_down=(0, 1, 1, 1),
+            padding="zeros",
+            upsampling="nearest",
+            gamma=gamma,
+        )
+    )
+
+
+__all__ = ["CDT", "CDTConfig", "cdt_base", "cdt_small", "cdt_tiny"]
