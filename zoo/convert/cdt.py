@@ -241,8 +241,8 @@ def _unpickle(path: Path) -> Any:
         asked = re.search(r"GLOBAL ([\w.]+)|unrecognized function (\S+)", str(error))
         if asked is not None:
             raise UserError(
-                f"the pickle {path} asks for {asked[1] or asked[2]}, which a file of weights has no use for; "
-                "nothing of it was run: do not trust it"
+                f"the pickle {path} asks for {asked[1] or asked[2]}, which a file of weights has "
+                "no use for; nothing of it was run: do not trust it"
             ) from error
         raise UserError(f"{path} is not a whole checkpoint: fetch it again") from error
     except OSError as error:

@@ -6,7 +6,9 @@ that a chunk of a stream leaves only when all its steps are done and the context
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from dataclasses import replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +71,17 @@ class CDT(Tokenizer):
         contexts: list[Tensor] = self.context(z, carry)
         return contexts, None if self.pca is None else self.pca.expand(z, carry)
 
+    def with_sampling(self, *, gamma: float | None = None, eta: float | None = None) -> Self:
+        """This net, sharing its weights, with another gamma or eta; the original stays as it is.
+
+        Raises:
+            UserError: gamma < 0, or eta outside [0, 1].
+        """
+        net = copy.copy(self)
+        chosen = {"gamma": gamma, "eta": eta}
+        net.config = replace(self.config, **{k: v for k, v in chosen.items() if v is not None})
+        return net
+
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         posterior = Posterior.from_moments(self.encoder(x, carry))
         if self.pca is None:
@@ -85,7 +98,10 @@ class CDT(Tokenizer):
             carry.write("begun", z.new_empty(z.shape[0], 0))
         frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
         frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
-        x = self.config.gamma * frame_noise(frame, frames, generator=generator)
+        # all draws of a frame come before those of the next: chunks draw what the whole draws
+        draws = steps if self.config.eta and steps > 1 else 1
+        fields = frame_noise(frame, frames * draws, generator=generator).unflatten(2, (-1, draws))
+        x = self.config.gamma * fields[:, :, :, 0]
         alpha_bar = self.alpha_bar.tolist()
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):
@@ -97,7 +113,14 @@ class CDT(Tokenizer):
                 carry=carry.scope(f"step{step}") if carry else None,
             )
             following = alpha_bar[indices[step + 1]] if step + 1 < steps else 1.0
-            x = ddim_step(x, x0, alpha_bar=alpha_bar[index], next_alpha_bar=following)
+            x = ddim_step(
+                x,
+                x0,
+                alpha_bar=alpha_bar[index],
+                next_alpha_bar=following,
+                eta=self.config.eta,
+                noise=fields[:, :, :, step + 1] if step + 1 < draws else None,
+            )
         return x
 
 
@@ -107,6 +130,7 @@ def cdt_tiny(
     latent_channels: int = 16,
     context_dim: int = 48,
     unet_dim: int = 32,
+    context_norm: bool = True,
     gamma: float = 0.8,
 ) -> CDT:
     """4x8x8, 16 latent channels, under 4 M parameters: trains on a CPU."""
@@ -126,7 +150,7 @@ def cdt_tiny(
             unet_mults=(1, 2, 3),
             condition_times=3,
             level_blocks=1,
-            context_norm=True,
+            context_norm=context_norm,
             top_blocks=2,
             gamma=gamma,
         )
