@@ -28,13 +28,12 @@ def ddim_step(
         return x0
     predicted = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
     sigma = eta * ((1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)) ** 0.5
-    following: Tensor = (
-        next_alpha_bar**0.5 * x0 + max(0.0, 1 - next_alpha_bar - sigma**2) ** 0.5 * predicted
-    )
+    remaining = max(0.0, 1 - next_alpha_bar - sigma**2)
+    following: Tensor = next_alpha_bar**0.5 * x0 + remaining**0.5 * predicted
     if sigma == 0:
         return following
     assert noise is not None
-    return following + sigma * noise
+    return following.add(noise, alpha=sigma)
 
 
 def frame_noise(like: Tensor, frames: int, *, generator: torch.Generator | None) -> Tensor:

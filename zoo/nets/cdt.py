@@ -78,8 +78,11 @@ class CDT(Tokenizer):
             UserError: gamma < 0, or eta outside [0, 1].
         """
         net = copy.copy(self)
-        chosen = {"gamma": gamma, "eta": eta}
-        net.config = replace(self.config, **{k: v for k, v in chosen.items() if v is not None})
+        net.config = replace(
+            self.config,
+            gamma=self.config.gamma if gamma is None else gamma,
+            eta=self.config.eta if eta is None else eta,
+        )
         return net
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
@@ -100,8 +103,8 @@ class CDT(Tokenizer):
         frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
         # all draws of a frame come before those of the next: chunks draw what the whole draws
         draws = steps if self.config.eta and steps > 1 else 1
-        fields = frame_noise(frame, frames * draws, generator=generator).unflatten(2, (-1, draws))
-        x = self.config.gamma * fields[:, :, :, 0]
+        fields = frame_noise(frame, frames * draws, generator=generator)
+        x = self.config.gamma * fields[:, :, ::draws]
         alpha_bar = self.alpha_bar.tolist()
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):
@@ -119,7 +122,7 @@ class CDT(Tokenizer):
                 alpha_bar=alpha_bar[index],
                 next_alpha_bar=following,
                 eta=self.config.eta,
-                noise=fields[:, :, :, step + 1] if step + 1 < draws else None,
+                noise=fields[:, :, step + 1 :: draws] if step + 1 < draws else None,
             )
         return x
 

@@ -8,6 +8,7 @@ learned layers of the small nets, so that training starts from the best linear c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -124,7 +125,7 @@ class BlockPCA(Tokenizer, Temporal):
 
     def _project(self, x: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         # full precision whatever the nets around it use: the shortcut is exact or it is no anchor
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_precision(x.device):
             mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, x))
             inverse = basis / basis.square().sum(1, keepdim=True).clamp_min(1e-12)
             codes = (self._blocks(wide, time=time) - mean) @ inverse.T
@@ -132,7 +133,7 @@ class BlockPCA(Tokenizer, Temporal):
 
     def _expand(self, z: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         _, h, w = self.compression
-        with torch.autocast(z.device.type, enabled=False):
+        with _full_precision(z.device):
             mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, z))
             blocks = wide.movedim(1, -1) @ basis + mean
             x = rearrange(blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w)
@@ -145,6 +146,11 @@ class BlockPCA(Tokenizer, Temporal):
         self, z: Tensor, carry: Carry | None, *, steps: int, generator: torch.Generator | None
     ) -> Tensor:
         return self.expand(z, carry)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    # tensors without data (counting FLOPs, building on meta) know no autocast
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
