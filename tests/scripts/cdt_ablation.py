@@ -233,8 +233,8 @@ def report(options: argparse.Namespace, latest: str) -> None:
         f"{len(results[0]['keys'])} clips of 17x128x128 from {options.val}; each run trained for "
         f"{options.minutes:g} min on {platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}; batch {batch}; gamma 0.8 where not said; LPIPS-Alex. One seed "
-        "a run: compare with the distance between the two seeds of the centre. x_t gain: dB of the true "
-        "x_t at t = 0.05 over noise in its place. Train TFLOPs: three times the forward pass.",
+        "a run: compare with the distance between the two seeds of the centre. x_t gain: dB of the "
+        "true x_t at t = 0.05 over noise in its place. Train TFLOPs: three times the forward pass.",
     ]
     if pca is not None:
         notes.append(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.diffusion.samplers import ddim_step, frame_noise
 from zoo.diffusion.schedule import cosine_alpha_bar, sampling_indices
@@ -36,11 +36,14 @@ class CDT(Tokenizer):
         self.compression: Size = config.compression
         self.latent_channels = config.latent_channels
         self._register_latent_statistics()
-        self.encoder = Encoder(config)
+        self.encoder = self._build_encoder()
         self.context = ContextDecoder(config)
         self.unet = DenoisingUNet(config)
         self.pca = config.build_pca()
         name_slots(self)
+
+    def _build_encoder(self) -> nn.Module:
+        return Encoder(self.config)
 
     @property
     def alpha_bar(self) -> Tensor:
@@ -161,22 +164,46 @@ def cdt_tiny(
 
 
 @register(family="cdt")
-def cdt_small(*, latent_channels: int = 16, gamma: float = 0.8) -> CDT:
+def cdt_small(
+    *,
+    latent_channels: int = 16,
+    context_dim: int = 64,
+    unet_dim: int = 64,
+    context_norm: bool = False,
+    gamma: float = 0.8,
+) -> CDT:
     """4x8x8, 16 latent channels, 120.67 M parameters: the structure of the released CDT-small."""
-    return CDT(CDTConfig(latent_channels=latent_channels, gamma=gamma))
+    return CDT(
+        CDTConfig(
+            latent_channels=latent_channels,
+            context_dim=context_dim,
+            unet_dim=unet_dim,
+            context_norm=context_norm,
+            gamma=gamma,
+        )
+    )
 
 
 @register(family="cdt")
-def cdt_base(*, latent_channels: int = 16, gamma: float = 0.8) -> CDT:
+def cdt_base(
+    *,
+    latent_channels: int = 16,
+    context_dim: int = 128,
+    unet_dim: int = 64,
+    context_norm: bool = False,
+    gamma: float = 0.8,
+) -> CDT:
     """4x8x8, 16 latent channels, 192.59 M parameters: the structure of the released CDT-base."""
     return CDT(
         CDTConfig(
             latent_channels=latent_channels,
-            context_dim=128,
+            context_dim=context_dim,
             context_channels=16,
             space_down=(0, 1, 1, 1),
             padding="zeros",
             upsampling="nearest",
+            unet_dim=unet_dim,
+            context_norm=context_norm,
             gamma=gamma,
         )
     )

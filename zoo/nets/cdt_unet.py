@@ -59,6 +59,13 @@ class CDTConfig(CompressorConfig):
                 f"unet_mults {self.unet_mults} needs at least as many levels as context_mults "
                 f"{self.context_mults} has stages"
             )
+        if len(self.unet_mults) == len(self.space_down) and (
+            self.space_down[-1] or self.time_down[-1]
+        ):
+            raise ValueError(
+                f"unet_mults {self.unet_mults} needs one level more than there are stages where "
+                "the last stage halves: the deepest level has no way up of its own"
+            )
         if not (self.gamma >= 0 and 0 <= self.eta <= 1):
             raise UserError(
                 f"gamma = {self.gamma}, eta = {self.eta}: give gamma >= 0 and eta in [0, 1]"

@@ -128,6 +128,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -20,7 +20,8 @@ class DenoisingObjective:
     """Train encoder, context and UNet together to predict the clean clip from a noisy one.
 
     Args:
-        kl_weight: on the KL in nats per pixel value; 1e-4 where nothing is said.
+        kl_weight: on the KL in nats per pixel value; 1e-4 where nothing is said, 0 for a decoder
+            on a frozen encoder.
         regularizer: another member of the family (`zoo.objectives.KL`, ...) in place of kl_weight.
         lpips_weight, lpips_start: LPIPS-VGG of the predicted x0, from this share of the run on.
         pure_noise: share of clips at the last time step, where one-step sampling starts; without
