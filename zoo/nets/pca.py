@@ -106,9 +106,10 @@ class BlockPCA(Tokenizer, Temporal):
         for codes, clip in pairs:
             x = pad_space(clip, self.compression)
             x = pad_time(x, missing_frames(x.shape[2], self.compression[0]))
+            one = self.compression[0] == 1  # then all blocks are alike, as in `fit`
             for name, z, frames, time in (
-                ("first_", codes[:, :, :1], x[:, :, :1], 1),
-                ("", codes[:, :, 1:], x[:, :, 1:], self.compression[0]),
+                ("first_", *((codes, x) if one else (codes[:, :, :1], x[:, :, :1])), 1),
+                ("", *((codes, x) if one else (codes[:, :, 1:], x[:, :, 1:])), self.compression[0]),
             ):
                 if z.shape[2]:
                     blocks = self._blocks(frames, time=time).flatten(0, -2).double()
@@ -120,14 +121,11 @@ class BlockPCA(Tokenizer, Temporal):
                     sums[name] = (
                         new if old is new else [a + b for a, b in zip(old, new, strict=True)]
                     )
-        if self.compression[0] == 1:
-            # without time compression all frames are alike, and images may be all there is
-            sums.setdefault("", sums.get("first_", []))
         for name in ("first_", ""):
-            if not sums.get(name) or sums[name][0][-1, -1] <= self.latent_channels:
+            if name not in sums or sums[name][0][-1, -1] <= self.latent_channels:
                 raise UserError(
-                    f"a readout needs clips of at least 1 + {self.compression[0]} frames and more "
-                    f"than {self.latent_channels} blocks"
+                    f"a readout needs clips of more than {self.compression[0]} frames and over "
+                    f"{self.latent_channels} blocks"
                 )
             outer, cross = sums[name]
             # a channel that never changes would make the system singular
