@@ -137,11 +137,9 @@ def load_checkpoint(path: str | Path, *, ignore: Iterable[str] = ()) -> tuple[st
     faults = {name: key_faults(to_reference(net), tensors) for name, net in nets.items()}
     best = min(PRESETS, key=lambda name: len(faults[name]))
     if faults[best]:
-        hint = (
-            ""
-            if any(not f.startswith("unexpected") for f in faults[best])
-            else ("; --ignore PATTERN leaves keys out that you know to be no part of the net")
-        )
+        hint = ""
+        if all(fault.startswith("unexpected") for fault in faults[best]):
+            hint = "; --ignore PATTERN leaves keys out that you know to be no part of the net"
         raise UserError(
             f"{path} fits neither {' nor '.join(PRESETS)}; against {best}, the closest: "
             f"{some(faults[best])}{hint}"
@@ -248,5 +246,5 @@ def _unpickle(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"can't read {path} ({error.strerror or error}): check the path") from error
     except _DAMAGE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        why = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
         raise UserError(f"{path} is not a whole checkpoint ({why}): fetch it again") from error
