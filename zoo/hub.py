@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from zoo.errors import UserError, closest
 from zoo.nets.pretrained import Pretrained, read_config
+from zoo.official import OFFICIAL, official_folder
 from zoo.paths import data_folder
 from zoo.registry import matching, preset
 
@@ -26,6 +27,7 @@ class ModelEntry:
         folder: where trained weights are; None for a preset, which has random ones.
         config: config.json of trained weights.
         metrics: metrics.json of trained weights, empty where there is none.
+        source: where weights that are fetched on first use come from.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ModelEntry:
     folder: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
 
 def trained() -> dict[str, Path]:
@@ -54,7 +57,8 @@ def list_models(
     if not pretrained:
         return matching(pattern, family)
     bases = set(matching("*", family))
-    return [n for n in trained() if n.split(".")[0] in bases and Path(n).match(pattern)]
+    names = sorted({*trained(), *OFFICIAL})
+    return [n for n in names if n.split(".")[0] in bases and Path(n).match(pattern)]
 
 
 def info(name: str) -> ModelEntry:
@@ -64,9 +68,12 @@ def info(name: str) -> ModelEntry:
         UserError: unknown; the closest three names are given.
     """
     folders = trained()
-    if name not in folders and "." in name:
+    if name not in folders and name not in OFFICIAL and "." in name:
         _unknown(name)
     base = preset(name.split(".")[0])
+    if name not in folders and name in OFFICIAL:
+        entry = OFFICIAL[name]
+        return ModelEntry(name, base.family, source=f"huggingface.co/{entry.repo}/{entry.file}")
     if name not in folders:
         return ModelEntry(name, base.family)
     folder = folders[name]
@@ -90,7 +97,8 @@ def load(
 
     Args:
         name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
-            `save_pretrained` or train.py wrote.
+            `save_pretrained` or train.py wrote. `cdt_base.official` and `cdt_small.official` are
+            fetched from their authors' repository and converted the first time.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
 
@@ -102,15 +110,18 @@ def load(
         folder = Path(name_or_path.removeprefix("dir:")).expanduser()
     else:
         folders = trained()
-        if name_or_path not in folders:
+        if name_or_path in folders:
+            folder = folders[name_or_path]
+        elif name_or_path in OFFICIAL:
+            folder = official_folder(name_or_path)
+        else:
             _unknown(name_or_path)
-        folder = folders[name_or_path]
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
 
 
-def _unknown(name: str) -> None:
-    names = list(trained())
+def _unknown(name: str) -> NoReturn:
+    names = sorted({*trained(), *OFFICIAL})
     if name in matching("*", None):
         have = [n for n in names if n.startswith(f"{name}.")]
         hint = f"its trained weights: {', '.join(have)}" if have else "it has no trained weights"

@@ -14,7 +14,9 @@ from zoo.nets.tokenizer import Tokenizer
 from zoo.streaming import State
 
 NETS = sorted(STREAMING)
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+# float64 shows that the results are equal. In float32, norms over the four channels of these toy
+# nets magnify how convolutions of other lengths round: by 1e-4 where one thread computes
+TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-12}
 
 
 def generator() -> torch.Generator:

@@ -33,6 +33,11 @@ def test_share_of_pure_noise() -> None:
     assert (index == 8191).float().mean().item() == pytest.approx(0.3, abs=0.02)
     rest = index[index < 8191].float() / 8191
     assert rest.mean().item() == pytest.approx(0.5, abs=0.01)
+    for times, mean, std in (("logit_normal", 0.5, 0.208), ("squared", 1 / 3, 0.298)):
+        objective = DenoisingObjective(lpips_weight=0, pure_noise=0, times=times)  # type: ignore[arg-type]
+        drawn = objective.sample_times(8192, 20_000, torch.device("cpu")).float() / 8191
+        assert drawn.mean().item() == pytest.approx(mean, abs=0.01)
+        assert drawn.std().item() == pytest.approx(std, abs=0.01)
     with pytest.raises(UserError, match=r"pure_noise = 1\.5"):
         DenoisingObjective(pure_noise=1.5)
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model (no arguments: the quickstart)",
     "reconstruct": "encode and decode a film of any length",
     "benchmark": "score reconstruction and speed, compare results",
+    "convert": "turn released checkpoints into model folders, and back",
     "data": "fetch and inspect data, films to latents and back",
     "doctor": "versions, devices, kernels: what serves which call, and why",
     "list": "list the models",

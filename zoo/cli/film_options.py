@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -25,6 +24,7 @@ from zoo.data.latents import DTYPES
 from zoo.errors import UserError
 from zoo.films import chunk_frames
 from zoo.hub import load
+from zoo.nets.cdt import CDT
 from zoo.nets.tiling import Tiled
 from zoo.nets.tokenizer import Tokenizer
 
@@ -102,11 +102,11 @@ def set_up(net: Tokenizer, options: argparse.Namespace, *, dtype: torch.dtype) -
     """
     gamma = getattr(options, "gamma", None)
     if gamma is not None:
-        if not hasattr(net.config, "gamma"):
+        if not isinstance(net, CDT):
             raise UserError(
                 f"--gamma {gamma:g}: the decoder of a {net.architecture} draws no noise"
             )
-        net.config = dataclasses.replace(net.config, gamma=gamma)
+        net = net.with_sampling(gamma=gamma)
     net = net.to(dtype)
     return net if options.tile is None else Tiled(net, tile=options.tile)
 

@@ -18,11 +18,13 @@ from torch import Tensor
 import zoo
 from zoo.cli import say
 from zoo.data.datamodule import ZooDataModule
+from zoo.data.mixture import Mixture
 from zoo.data.source import Source
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.metrics.evaluation import Reconstruct, Row, average_pool, evaluate
 from zoo.metrics.reconstruction import noisy_input_gain
 from zoo.nets.cdt import CDT
+from zoo.nets.cdt_decoder import CDTDecoder
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.objectives.perceptual import Perceptual
 
@@ -63,7 +65,7 @@ def finish(
 
 
 def score(
-    module: TokenizerModule, train: Source, val: Source, *, size: int = 2
+    module: TokenizerModule, train: Source | Mixture, val: Source, *, size: int = 2
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows of the trivial baselines and of the net, on every validation clip."""
     net = module.net
@@ -83,6 +85,8 @@ def score(
         pca = BlockPCA(config).to(device)
         pca.fit(sample.pixels[None].to(device) for sample in train.spread(module.pca_clips))
         models[f"PCA-{channels}"] = pca.reconstruct
+    if isinstance(net, CDTDecoder):
+        models["the encoder's own decoder"] = net.tokenizer.reconstruct
     models[type(net).__name__] = seeded
     rows = evaluate(models, _batches(val, size, device), lpips=lpips)
     extra: dict[str, Any] = {}

@@ -19,12 +19,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from zoo.cli import say
 from zoo.cli.finish import finish
 from zoo.data.datamodule import ZooDataModule
+from zoo.data.mixture import Mixture
 from zoo.data.sources import ImageFolder, VideoFolder
 from zoo.errors import UserError, closest
 from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
 from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
 from zoo.lit.tokenizer import TokenizerModule
+from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
 from zoo.paths import data_folder
@@ -59,7 +61,8 @@ class _Parser(LightningArgumentParser):
             if option.startswith("--")
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
-        builders += [DenoisingObjective, ReconstructionObjective, VideoFolder, ImageFolder]
+        builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
+        builders += [VideoFolder, ImageFolder, Mixture]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from zoo.data.batch import Batch, Sample, collate
+from zoo.data.mixture import Mixture
 from zoo.data.source import Source
 from zoo.errors import UserError
 
@@ -35,6 +38,7 @@ class EpochSampler(DistributedSampler[Sample]):
         ranks: number of processes.
         epoch: the first epoch.
         skip: samples (of all ranks together) of that epoch already used.
+        order: the order of an epoch, instead of a plain shuffle; gives at least `length` indices.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class EpochSampler(DistributedSampler[Sample]):
         ranks: int = 1,
         epoch: int = 0,
         skip: int = 0,
+        order: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
     ) -> None:
         # The base class's own set-up wants a data set and a process group; neither is needed.
         self.length = length - length % chunk if shuffle else length
@@ -58,6 +63,7 @@ class EpochSampler(DistributedSampler[Sample]):
         self.num_replicas = ranks
         self.epoch = epoch
         self.skip = skip
+        self.order = order
 
     def set_epoch(self, epoch: int) -> None:
         """Move on to an epoch; Lightning calls this, also for the one resumed in its middle."""
@@ -71,7 +77,8 @@ class EpochSampler(DistributedSampler[Sample]):
         epoch, order = 0, np.arange(self.total)
         if self.shuffle:
             epoch = self.epoch
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.total)
+            rng = np.random.default_rng((self.seed, epoch))
+            order = rng.permutation(self.total) if self.order is None else self.order(rng)
         mine = order[self.skip : self.length][self.rank :: self.num_replicas]
         return iter([(epoch, int(index)) for index in mine])
 
@@ -80,7 +87,7 @@ class ZooDataModule(LightningDataModule):
     """Training and validation data.
 
     Args:
-        train: what to train on.
+        train: what to train on: a source, or several mixed batch by batch.
         val: what to validate on; None: nothing.
         batch_size: samples a step and rank.
         val_batch_size: samples a validation step and rank. None: `batch_size`.
@@ -91,7 +98,7 @@ class ZooDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: Source,
+        train: Source | Mixture,
         *,
         val: Source | None = None,
         batch_size: int = 8,
@@ -131,13 +138,14 @@ class ZooDataModule(LightningDataModule):
         """Batches of pixels float [B, 3, T, size, size] in [-1, 1]; the last is never smaller."""
         rank, ranks = self._ranks()
         chunk = self.batch_size * ranks
-        if len(self.train) < chunk:
+        length = self.train.length(chunk) if isinstance(self.train, Mixture) else len(self.train)
+        if length < chunk:
             raise UserError(
                 f"an epoch of {self.train.root} has {len(self.train)} samples, too few for a batch "
                 f"of {self.batch_size} on each of {ranks} processes; lower batch_size"
             )
         sampler = EpochSampler(
-            len(self.train),
+            length,
             chunk=chunk,
             shuffle=True,
             seed=self.seed,
@@ -145,6 +153,9 @@ class ZooDataModule(LightningDataModule):
             ranks=ranks,
             epoch=self._epoch,
             skip=self._batches * chunk,
+            order=partial(self.train.order, chunk=chunk)
+            if isinstance(self.train, Mixture)
+            else None,
         )
         return self._loader(self.train, sampler, self.batch_size)
 
@@ -197,7 +208,9 @@ class ZooDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, source: Source, sampler: EpochSampler, size: int) -> DataLoader[Sample]:
+    def _loader(
+        self, source: Source | Mixture, sampler: EpochSampler, size: int
+    ) -> DataLoader[Sample]:
         return DataLoader(
             source,
             batch_size=size,

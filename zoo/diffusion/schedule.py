@@ -19,7 +19,8 @@ def cosine_alpha_bar(timesteps: int, *, s: float = 0.008) -> Tensor:
     [0, 0.999]: the grid is the released CDT's, so that its weights see the times they know.
     """
     points = timesteps + 1
-    x = torch.linspace(0, points, points, dtype=torch.float64)
+    # kept between calls: a caller's default device must not be kept with it
+    x = torch.linspace(0, points, points, dtype=torch.float64, device="cpu")
     curve = torch.cos((x / points + s) / (1 + s) * math.pi / 2).square()
     curve = curve / curve[0]
     betas = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999)
@@ -42,4 +43,5 @@ def sampling_indices(timesteps: int, steps: int) -> list[int]:
         raise UserError(f"steps = {steps}: give 1 to {timesteps} sampling steps")
     if steps == 1:
         return [timesteps - 1]
-    return [int(i) for i in torch.linspace(0, timesteps - 1, steps).long().flip(0)]
+    indices = torch.linspace(0, timesteps - 1, steps, device="cpu").long()
+    return [int(i) for i in indices.flip(0)]

@@ -21,7 +21,9 @@ from zoo.lit.adversarial import check_stage, take_over, take_turns
 from zoo.lit.finite import check_gradient, check_terms
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
+from zoo.nets.blocks3d import set_gradient_checkpointing
 from zoo.nets.cdt import CDT
+from zoo.nets.cdt_decoder import CDTDecoder
 from zoo.nets.pca import BlockPCA
 from zoo.nets.tokenizer import Tokenizer
 from zoo.objectives import Adversarial, Losses, Objective
@@ -37,6 +39,7 @@ class TokenizerModule(LightningModule):
         objective: gives the named losses.
         optimizer: called with the parameters.
         warmup_steps: steps of linear warm-up; then a cosine over the rest of the run.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         pca_clips: training clips that a net's linear shortcut is fitted on, before the first step.
         adversarial: a second stage against a discriminator, for KL-VAEs; None: without.
     """
@@ -48,11 +51,13 @@ class TokenizerModule(LightningModule):
         objective: Objective,
         optimizer: OptimizerCallable,
         warmup_steps: int = 100,
+        gradient_checkpointing: bool = False,
         pca_clips: int = 400,
         adversarial: Adversarial | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        set_gradient_checkpointing(net, gradient_checkpointing)
         self.objective = objective
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -115,7 +120,11 @@ class TokenizerModule(LightningModule):
         if isinstance(pca, BlockPCA) and not pca.basis.any():
             source = self.trainer.datamodule.train  # type: ignore[attr-defined]
             # the same clips on every rank, so that every rank has the same shortcut
-            pca.fit(s.pixels[None].to(self.device) for s in source.spread(self.pca_clips))
+            clips = (s.pixels[None].to(self.device) for s in source.spread(self.pca_clips))
+            if isinstance(self.net, CDTDecoder):
+                self.net.fit(clips)
+            else:
+                pca.fit(clips)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Make a step's noise a function of seed, rank and step, so that resuming is exact."""

@@ -7,12 +7,14 @@ trains better per FLOP at small scale.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.conv3d import causal_conv3d
 from zoo.kernels.linear_attention import linear_attention
@@ -109,7 +111,31 @@ class LightBlock(nn.Module):
         return y
 
 
-class ResnetBlock(nn.Module):
+class Recomputed(nn.Module):
+    """A layer whose inner activations can be recomputed in the backward pass instead of kept."""
+
+    recompute = False
+
+    def _run(self, compute: Callable[..., Tensor], *args: Tensor | Carry | None) -> Tensor:
+        """compute(*args), without keeping what is inside when `recompute` is set."""
+        if not self.recompute or not torch.is_grad_enabled() or isinstance(args[-1], Carry):
+            return compute(*args)  # a stream writes its memory once, so it is never recomputed
+        y: Tensor = checkpoint(compute, *args, use_reentrant=False)
+        return y
+
+
+def set_gradient_checkpointing(net: nn.Module, on: bool = True) -> None:
+    """Recompute the activations inside residual blocks and attention of `net` in the backward pass.
+
+    Memory of a training step falls to what lies between the blocks, for one more forward pass.
+    Results are the same bit for bit. Streams and evaluation are not touched.
+    """
+    for module in net.modules():
+        if isinstance(module, Recomputed):
+            module.recompute = on
+
+
+class ResnetBlock(Recomputed):
     """Two blocks with a skip; the embedding of the diffusion time is added between them.
 
     Args:
@@ -150,6 +176,9 @@ class ResnetBlock(nn.Module):
         self.skip = CausalConv3d(channels, out_channels, 1) if channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor | None = None, carry: Carry | None = None) -> Tensor:
+        return self._run(self._residual, x, time, carry)
+
+    def _residual(self, x: Tensor, time: Tensor | None, carry: Carry | None) -> Tensor:
         h: Tensor = self.block1(x, carry)
         if self.time_mlp is not None:
             assert time is not None
@@ -158,7 +187,7 @@ class ResnetBlock(nn.Module):
         return h + (x if self.skip is None else self.skip(x))
 
 
-class FrameAttention(nn.Module):
+class FrameAttention(Recomputed):
     """x + linear attention of normed x, within each frame; one head as wide as the channels."""
 
     def __init__(self, channels: int) -> None:
@@ -170,6 +199,9 @@ class FrameAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._run(self._attend, x)
+
+    def _attend(self, x: Tensor) -> Tensor:
         channels, height, width = x.shape[1], *x.shape[3:]
         # 1x1x1 convolutions as linear layers: on channels-last data the tokens are a view
         tokens = rearrange(self.norm(x), "b c t h w -> b t (h w) c")

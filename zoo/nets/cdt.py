@@ -6,10 +6,12 @@ that a chunk of a stream leaves only when all its steps are done and the context
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from dataclasses import replace
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.diffusion.samplers import Noise, ddim_step
 from zoo.diffusion.schedule import cosine_alpha_bar, sampling_indices
@@ -34,11 +36,14 @@ class CDT(Tokenizer):
         self.compression: Size = config.compression
         self.latent_channels = config.latent_channels
         self._register_latent_statistics()
-        self.encoder = Encoder(config)
+        self.encoder = self._build_encoder()
         self.context = ContextDecoder(config)
         self.unet = DenoisingUNet(config)
         self.pca = config.build_pca()
         name_slots(self)
+
+    def _build_encoder(self) -> nn.Module:
+        return Encoder(self.config)
 
     @property
     def alpha_bar(self) -> Tensor:
@@ -69,6 +74,20 @@ class CDT(Tokenizer):
         contexts: list[Tensor] = self.context(z, carry)
         return contexts, None if self.pca is None else self.pca.expand(z, carry)
 
+    def with_sampling(self, *, gamma: float | None = None, eta: float | None = None) -> Self:
+        """This net, sharing its weights, with another gamma or eta; the original stays as it is.
+
+        Raises:
+            UserError: gamma < 0, or eta outside [0, 1].
+        """
+        net = copy.copy(self)
+        net.config = replace(
+            self.config,
+            gamma=self.config.gamma if gamma is None else gamma,
+            eta=self.config.eta if eta is None else eta,
+        )
+        return net
+
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         posterior = Posterior.from_moments(self.encoder(x, carry))
         if self.pca is None:
@@ -83,7 +102,10 @@ class CDT(Tokenizer):
             carry.write("begun", z.new_empty(z.shape[0], 0))
         frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
         frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
-        x = self.config.gamma * noise(frame, frames)
+        # all draws of a frame come before those of the next: chunks draw what the whole draws
+        draws = steps if self.config.eta and steps > 1 else 1
+        fields = noise(frame, frames * draws)
+        x = self.config.gamma * fields[:, :, ::draws]
         alpha_bar = self.alpha_bar.tolist()
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):
@@ -95,7 +117,14 @@ class CDT(Tokenizer):
                 carry=carry.scope(f"step{step}") if carry else None,
             )
             following = alpha_bar[indices[step + 1]] if step + 1 < steps else 1.0
-            x = ddim_step(x, x0, alpha_bar=alpha_bar[index], next_alpha_bar=following)
+            x = ddim_step(
+                x,
+                x0,
+                alpha_bar=alpha_bar[index],
+                next_alpha_bar=following,
+                eta=self.config.eta,
+                noise=fields[:, :, step + 1 :: draws] if step + 1 < draws else None,
+            )
         return x
 
 
@@ -105,6 +134,7 @@ def cdt_tiny(
     latent_channels: int = 16,
     context_dim: int = 48,
     unet_dim: int = 32,
+    context_norm: bool = True,
     gamma: float = 0.8,
 ) -> CDT:
     """4x8x8, 16 latent channels, under 4 M parameters: trains on a CPU."""
@@ -124,11 +154,57 @@ def cdt_tiny(
             unet_mults=(1, 2, 3),
             condition_times=3,
             level_blocks=1,
-            context_norm=True,
+            context_norm=context_norm,
             top_blocks=2,
             gamma=gamma,
         )
     )
 
 
-__all__ = ["CDT", "CDTConfig", "cdt_tiny"]
+@register(family="cdt")
+def cdt_small(
+    *,
+    latent_channels: int = 16,
+    context_dim: int = 64,
+    unet_dim: int = 64,
+    context_norm: bool = False,
+    gamma: float = 0.8,
+) -> CDT:
+    """4x8x8, 16 latent channels, 120.67 M parameters: the structure of the released CDT-small."""
+    return CDT(
+        CDTConfig(
+            latent_channels=latent_channels,
+            context_dim=context_dim,
+            unet_dim=unet_dim,
+            context_norm=context_norm,
+            gamma=gamma,
+        )
+    )
+
+
+@register(family="cdt")
+def cdt_base(
+    *,
+    latent_channels: int = 16,
+    context_dim: int = 128,
+    unet_dim: int = 64,
+    context_norm: bool = False,
+    gamma: float = 0.8,
+) -> CDT:
+    """4x8x8, 16 latent channels, 192.59 M parameters: the structure of the released CDT-base."""
+    return CDT(
+        CDTConfig(
+            latent_channels=latent_channels,
+            context_dim=context_dim,
+            context_channels=16,
+            space_down=(0, 1, 1, 1),
+            padding="zeros",
+            upsampling="nearest",
+            unet_dim=unet_dim,
+            context_norm=context_norm,
+            gamma=gamma,
+        )
+    )
+
+
+__all__ = ["CDT", "CDTConfig", "cdt_base", "cdt_small", "cdt_tiny"]

@@ -129,16 +129,21 @@ class Encoder(nn.Module):
             for a, b in itertools.pairwise(backwards)
         )
         self.head = nn.Conv3d(widths[0], 2 * config.latent_channels, 1)
-        if config.pca:
-            self._start_near_the_shortcut()
+        self._start_narrow(means=not config.pca)
 
-    def _start_near_the_shortcut(self) -> None:
-        """No learned means and a narrow posterior yet: the first codes are the PCA's."""
-        for conv in (self.direct, self.head):
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    def _start_narrow(self, *, means: bool) -> None:
+        """Codes start with little noise, so that the decoder sees them from the first step.
+
+        Args:
+            means: whether learned means start at random; beside a linear shortcut they start at 0.
+        """
+        codes = self.config.latent_channels
         with torch.no_grad():
-            self.head.bias[self.config.latent_channels :] = -7.0  # type: ignore[index]
+            for conv in (self.direct, self.head):
+                start = codes if means else 0
+                conv.weight[start:] = 0
+                conv.bias[start:] = 0  # type: ignore[index]
+            self.head.bias[codes:] = -7.0  # type: ignore[index]
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """[B,3,T,H,W] -> moments [B,2c,t,h,w]; t may be 0 in a stream."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.nets.blocks3d import (
     CausalConv3d,
     ChannelNorm,
@@ -38,6 +39,7 @@ class CDTConfig(CompressorConfig):
             none and leaves that skip unused).
         timesteps: length of the noise schedule.
         gamma: standard deviation of the noise that sampling starts from.
+        eta: share of fresh noise between sampling steps, 0 (DDIM) to 1 (ancestral).
     """
 
     unet_dim: int = 64
@@ -48,6 +50,7 @@ class CDTConfig(CompressorConfig):
     top_blocks: int = 0
     timesteps: int = 8192
     gamma: float = 0.8
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +58,17 @@ class CDTConfig(CompressorConfig):
             raise ValueError(
                 f"unet_mults {self.unet_mults} needs at least as many levels as context_mults "
                 f"{self.context_mults} has stages"
+            )
+        if len(self.unet_mults) == len(self.space_down) and (
+            self.space_down[-1] or self.time_down[-1]
+        ):
+            raise ValueError(
+                f"unet_mults {self.unet_mults} needs one level more than there are stages where "
+                "the last stage halves: the deepest level has no way up of its own"
+            )
+        if not (self.gamma >= 0 and 0 <= self.eta <= 1):
+            raise UserError(
+                f"gamma = {self.gamma}, eta = {self.eta}: give gamma >= 0 and eta in [0, 1]"
             )
         if not 0 < self.condition_times <= len(self.context_mults):
             raise ValueError(

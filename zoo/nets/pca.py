@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.diffusion.samplers import Noise
 from zoo.errors import UserError
+from zoo.kernels.precision import full_precision
 from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Size, Tokenizer, missing_frames, pad_space, pad_time
 from zoo.streaming import Carry, Temporal, name_slots, windows
@@ -92,6 +93,49 @@ class BlockPCA(Tokenizer, Temporal):
             getattr(self, f"{name}basis").copy_(basis)
         return self
 
+    @torch.no_grad()
+    def fit_readout(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> BlockPCA:
+        """Fit `expand` alone, to another net's codes: least squares from codes to blocks.
+
+        Args:
+            pairs: codes [B,c,t,h,w] and the clips [B,3,T,H,W] that they are of.
+
+        Raises:
+            UserError: fewer blocks than channels.
+        """
+        sums: dict[str, list[Tensor]] = {}
+        for codes, clip in pairs:
+            x = pad_space(clip, self.compression)
+            x = pad_time(x, missing_frames(x.shape[2], self.compression[0]))
+            one = self.compression[0] == 1  # then all blocks are alike, as in `fit`
+            for name, z, frames, time in (
+                ("first_", *((codes, x) if one else (codes[:, :, :1], x[:, :, :1])), 1),
+                ("", *((codes, x) if one else (codes[:, :, 1:], x[:, :, 1:])), self.compression[0]),
+            ):
+                if z.shape[2]:
+                    blocks = self._blocks(frames, time=time).flatten(0, -2).double()
+                    given = z.movedim(1, -1).flatten(0, -2).double()
+                    ones = torch.ones_like(given[:, :1])
+                    given = torch.cat([given, ones], dim=1)  # the last row of the fit is the mean
+                    new = [given.T @ given, given.T @ blocks]
+                    old = sums.get(name, new)
+                    sums[name] = (
+                        new if old is new else [a + b for a, b in zip(old, new, strict=True)]
+                    )
+        for name in ("first_", ""):
+            if name not in sums or sums[name][0][-1, -1] <= self.latent_channels:
+                raise UserError(
+                    f"a readout needs clips of more than {self.compression[0]} frames and over "
+                    f"{self.latent_channels} blocks"
+                )
+            outer, cross = sums[name]
+            # a channel that never changes would make the system singular
+            ridge = 1e-6 * outer.diagonal().mean() * torch.eye(len(outer), device=outer.device)
+            fit = torch.linalg.solve(outer + ridge, cross)
+            getattr(self, f"{name}basis").copy_(fit[:-1])
+            getattr(self, f"{name}mean").copy_(fit[-1])
+        return self
+
     def project(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Codes [B,c,t,h,w] (unit variance on the fitted data) of pixels [B,3,T,H,W]."""
         codes = []
@@ -125,7 +169,7 @@ class BlockPCA(Tokenizer, Temporal):
 
     def _project(self, x: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         # full precision whatever the nets around it use: the shortcut is exact or it is no anchor
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, x))
             inverse = basis / basis.square().sum(1, keepdim=True).clamp_min(1e-12)
             codes = (self._blocks(wide, time=time) - mean) @ inverse.T
@@ -133,7 +177,7 @@ class BlockPCA(Tokenizer, Temporal):
 
     def _expand(self, z: Tensor, mean: Tensor, basis: Tensor, *, time: int) -> Tensor:
         _, h, w = self.compression
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             mean, basis, wide = (_at_least_float32(v) for v in (mean, basis, z))
             blocks = wide.movedim(1, -1) @ basis + mean
             x = rearrange(blocks, "b t h w (c p q r) -> b c (t p) (h q) (w r)", p=time, q=h, r=w)

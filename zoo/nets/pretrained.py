@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.errors import UserError, closest
 
@@ -127,6 +128,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -146,21 +149,31 @@ def load_strict(net: nn.Module, path: Path) -> None:
             shape; keys are named.
     """
     tensors = read_weights(path)
-    wanted = net.state_dict()
-    faults = [f"missing {name}" for name in wanted.keys() - tensors.keys()]
-    faults += [f"unexpected {name}" for name in tensors.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & tensors.keys()
-        if wanted[name].shape != tensors[name].shape
-    ]
+    faults = key_faults(net.state_dict(), tensors)
     if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(f"{path} doesn't fit its config: {'; '.join(sorted(faults)[:5])}{more}")
+        raise UserError(f"{path} doesn't fit its config: {some(faults)}")
     net.load_state_dict(tensors, strict=True, assign=True)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def key_faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Every key that is missing, unexpected or of another shape, sorted; empty when all fit."""
+    faults = [f"missing {name}" for name in wanted.keys() - given.keys()]
+    faults += [f"unexpected {name}" for name in given.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & given.keys()
+        if wanted[name].shape != given[name].shape
+    ]
+    return sorted(faults)
+
+
+def some(faults: list[str], *, count: int = 5) -> str:
+    """The first few of a list for a message, and how many more there are."""
+    more = f" and {len(faults) - count} more" if len(faults) > count else ""
+    return "; ".join(faults[:count]) + more
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, memory-mapped."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the model folder is not complete")

@@ -60,9 +60,9 @@ class Tokenizer(Pretrained, ABC):
             The posterior over [B,c,1 + ceil((T - 1) / time),ceil(H / height),ceil(W / width)].
 
         Raises:
-            UserError: the shape is not that of a video.
+            UserError: the shape is not that of a video, or, in eval mode, a pixel isn't finite.
         """
-        check_video(x)
+        check_video(x, finite=not self.training)
         x = pad_space(x, self.compression)
         return self._encode(pad_time(x, missing_frames(x.shape[2], self.compression[0])), None)
 
@@ -105,7 +105,7 @@ class Tokenizer(Pretrained, ABC):
             x: [B,3,T,H,W], any T >= 1; H and W are padded as in `encode`.
             state: what the last call returned; None begins a stream.
         """
-        check_video(x)
+        check_video(x, finite=not self.training)
         carry = Carry(state)
         return self._encode(pad_space(x, self.compression), carry), carry.state
 
@@ -195,12 +195,16 @@ class Tokenizer(Pretrained, ABC):
                 yield x
 
 
-def check_video(x: Tensor) -> None:
-    """Raise UserError unless `x` is [B,3,T,H,W] with at least one frame."""
+def check_video(x: Tensor, *, finite: bool = False) -> None:
+    """Raise UserError unless `x` is [B,3,T,H,W] with at least one frame; `finite`: and no NaN."""
     if x.ndim != 5 or x.shape[1] != 3 or 0 in x.shape:
         raise UserError(
             f"pixels of shape {tuple(x.shape)} aren't a video: give [B,3,T,H,W] with T >= 1"
         )
+    # a training run checks its losses instead: no wait for the device in each step
+    if finite and not (x.is_meta or torch.compiler.is_compiling() or x.isfinite().all()):
+        bad = (~x.isfinite()).sum().item()
+        raise UserError(f"{bad} of {x.numel()} pixels are NaN or infinite: mend the video")
 
 
 def missing_frames(frames: int, stride: int) -> int:
