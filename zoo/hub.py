@@ -90,7 +90,8 @@ def load(
 
     Args:
         name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
-            `save_pretrained` or train.py wrote.
+            `save_pretrained` or train.py wrote. A diffusers UNet folder gives a TiUEUNet, a
+            pipeline folder its UNet.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
 
@@ -105,8 +106,20 @@ def load(
         if name_or_path not in folders:
             _unknown(name_or_path)
         folder = folders[name_or_path]
+    if (unet := unet_folder(folder)) is not None:
+        from zoo.nets.tiue.folder import load_unet
+
+        return load_unet(unet).to(device=device, dtype=dtype)
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
+
+
+def unet_folder(folder: Path) -> Path | None:
+    """Where the UNet of a diffusers folder or pipeline is; None for a folder of the zoo's own."""
+    if (folder / "model_index.json").is_file():
+        return folder / "unet"
+    path = folder / "config.json"
+    return folder if path.is_file() and b'"_class_name"' in path.read_bytes() else None
 
 
 def _unknown(name: str) -> None:
