@@ -109,7 +109,7 @@ def load(
     if (unet := unet_folder(folder)) is not None:
         from zoo.nets.tiue.folder import load_unet
 
-        return load_unet(unet).to(device=device, dtype=dtype)
+        return nn.Module.to(load_unet(unet), device=device, dtype=dtype)
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
 

@@ -92,7 +92,7 @@ def test_processor_equals_diffusers(cross: bool, normed: str | None) -> None:
 def test_processor_serves_an_autoencoder() -> None:
     """One head, group norm and residual inside, over [B,C,H,W]."""
     torch.manual_seed(0)
-    net = AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=4).eval()
+    net = AutoencoderKL(block_out_channels=(16,), norm_num_groups=4).eval()
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         expected = net(x).sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -123,7 +124,10 @@ def test_folders_go_both_ways(tmp_path: Path) -> None:
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name])
         assert torch.equal(tensor, states[2][name])
-    public = [{k: v for k, v in n.config.items() if k[0] != "_"} for n in (parent, net, back)]
+    public = [
+        json.loads(json.dumps({k: v for k, v in n.config.items() if k[0] != "_"}))
+        for n in (parent, net, back)
+    ]
     assert public[0] == public[1] == public[2]
 
 
@@ -236,7 +240,9 @@ def test_presets_are_the_published_nets(name: str) -> None:
         net.decode(features.repeat(4), t.repeat(4), text.repeat(4, 1, 1))
     with FlopCounterMode(display=False) as plain:
         net(x, t, text)
-    assert encoder.get_total_flops() + decoder.get_total_flops() / 4 == plain.get_total_flops()
+    halves = encoder.get_total_flops() + decoder.get_total_flops() / 4
+    # each half makes the time embedding
+    assert plain.get_total_flops() <= halves <= 1.0001 * plain.get_total_flops()
     flops = encoder.get_total_flops() + decoder.get_total_flops()
     assert flops <= 0.757 * 4 * plain.get_total_flops()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 from safetensors import SafetensorError
 
@@ -49,7 +50,7 @@ def load_unet(folder: Path) -> TiUEUNet:
         raise UserError(f"{folder} doesn't fit its config: {'; '.join(faults[:5])}{more}")
     refuse_other_conditions(net)
     set_attention(net)
-    return net.eval()
+    return cast(TiUEUNet, net.eval())
 
 
 def _first_line(error: Exception) -> str:
