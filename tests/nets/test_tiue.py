@@ -138,7 +138,10 @@ def test_zoo_loads_both_kinds_of_folder(tmp_path: Path) -> None:
     assert isinstance(net, TiUEUNet)
     assert net.dtype == torch.bfloat16
     assert not net.training
+    toy().half().save_pretrained(tmp_path / "half")
+    assert zoo.load(f"dir:{tmp_path / 'half'}").dtype == torch.float16
     net = zoo.load(f"dir:{tmp_path / 'plain'}")
+    assert net.dtype == torch.float32
     net.save_pretrained(tmp_path / "pipeline" / "unet")
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     again = zoo.load(f"dir:{tmp_path / 'pipeline'}")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import cast
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 
 from zoo.errors import UserError
 from zoo.kernels.processor import set_attention
@@ -38,7 +39,10 @@ def load_unet(folder: Path) -> TiUEUNet:
         )
     try:
         net, loading = TiUEUNet.from_pretrained(
-            folder, output_loading_info=True, torch_dtype="auto"
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            torch_dtype=_stored_dtype(folder),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be loaded ({_first_line(error)})") from error
@@ -51,6 +55,16 @@ def load_unet(folder: Path) -> TiUEUNet:
     refuse_other_conditions(net)
     set_attention(net)
     return cast(TiUEUNet, net.eval())
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """diffusers would widen everything to float32."""
+    for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                dtype: torch.dtype = file.get_tensor(name).dtype
+                return dtype
+    raise FileNotFoundError("there is no diffusion_pytorch_model.safetensors in it")
 
 
 def _first_line(error: Exception) -> str:
