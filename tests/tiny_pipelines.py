@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tests.nets.test_tiue import toy
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
 
 
 def tiny_clip(folder: Path) -> tuple[Any, Any]:
@@ -31,3 +42,33 @@ def tiny_clip(folder: Path) -> tuple[Any, Any]:
         pad_token_id=5,
     )
     return tokenizer, CLIPTextModel(config).eval()
+
+
+def sd_folder(folder: Path, *, scheduler: type[Any] = PNDMScheduler, **changes: Any) -> Path:
+    """A StableDiffusionPipeline as its folders are: CLIP, PNDM, AutoencoderKL, 16x16 latents."""
+    tokenizer, encoder = tiny_clip(folder.parent)
+    pipeline = StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=toy(**changes).requires_grad_(True),
+        scheduler=scheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_vae() -> AutoencoderKL:
+    """f2, 4 channels."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=32,
+    ).eval()

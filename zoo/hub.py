@@ -38,7 +38,8 @@ class ModelEntry:
 def trained() -> dict[str, Path]:
     """Folders of the weights that travel with the zoo, by name."""
     root = data_folder("checkpoints")
-    return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
+    configs = [*root.glob("*/config.json"), *root.glob("*/model_index.json")]
+    return {p.parent.name: p.parent for p in sorted(configs)}
 
 
 def list_models(
@@ -75,7 +76,7 @@ def info(name: str) -> ModelEntry:
         name,
         base.family,
         folder=folder,
-        config=read_config(folder),
+        config=read_config(folder) if (unet := unet_folder(folder)) is None else _json(unet),
         metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
     )
 
@@ -99,19 +100,28 @@ def load(
         UserError: unknown name (the closest three are given), no model folder, or weights that
             don't fit their config.
     """
-    if name_or_path.startswith("dir:"):
-        folder = Path(name_or_path.removeprefix("dir:")).expanduser()
-    else:
-        folders = trained()
-        if name_or_path not in folders:
-            _unknown(name_or_path)
-        folder = folders[name_or_path]
+    folder = find_folder(name_or_path)
     if (unet := unet_folder(folder)) is not None:
         from zoo.nets.tiue.folder import load_unet
 
         return nn.Module.to(load_unet(unet), device=device, dtype=dtype)
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
+
+
+def _json(unet: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((unet / "config.json").read_text())
+    return config
+
+
+def find_folder(name_or_path: str) -> Path:
+    """The folder behind a name of trained weights or `dir:PATH`; UserError when unknown."""
+    if name_or_path.startswith("dir:"):
+        return Path(name_or_path.removeprefix("dir:")).expanduser()
+    folders = trained()
+    if name_or_path not in folders:
+        _unknown(name_or_path)
+    return folders[name_or_path]
 
 
 def unet_folder(folder: Path) -> Path | None:

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from zoo.errors import UserError
 from zoo.kernels.processor import set_attention
@@ -38,11 +39,9 @@ def load_unet(folder: Path) -> TiUEUNet:
             "1.x and 2.x have"
         )
     try:
+        dtype = _stored_dtype(folder)
         net, loading = TiUEUNet.from_pretrained(
-            folder,
-            output_loading_info=True,
-            use_safetensors=True,
-            torch_dtype=_stored_dtype(folder),
+            folder, output_loading_info=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be loaded ({_first_line(error)})") from error
@@ -54,11 +53,12 @@ def load_unet(folder: Path) -> TiUEUNet:
         raise UserError(f"{folder} doesn't fit its config: {'; '.join(faults[:5])}{more}")
     refuse_other_conditions(net)
     set_attention(net)
-    return cast(TiUEUNet, net.eval())
+    # diffusers widens everything to float32; the way back is exact
+    return cast(TiUEUNet, nn.Module.to(net, dtype).eval())
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """diffusers would widen everything to float32."""
+    """The type of the first tensor."""
     for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
