@@ -15,8 +15,6 @@ from zoo.hub import find_folder
 from zoo.nets.tiue.folder import load_unet
 from zoo.pipelines import TiUEPipeline
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def open_pipeline(
     name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None

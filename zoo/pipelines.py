@@ -104,14 +104,9 @@ class TiUEPipeline(DiffusionPipeline):
     model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     _optional_components: Any = ["vae", "text_encoder", "tokenizer"]  # noqa: RUF012
 
-    def __init__(
-        self,
-        unet: Any,
-        scheduler: Any,
-        vae: Any = None,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
-        text: str | None = None,
+    # diffusers reads annotations here, and 0.36 fails on those that are not classes
+    def __init__(  # type: ignore[no-untyped-def]
+        self, unet, scheduler, vae=None, text_encoder=None, tokenizer=None, text=None
     ) -> None:
         super().__init__()
         unet = TiUEUNet.from_unet(unet)
@@ -227,7 +222,7 @@ class TiUEPipeline(DiffusionPipeline):
         shape = (self.unet.config.in_channels, *self._latent_size(height, width))
         noise, seeds = draw_noise(count, shape, seed, generator)
         states, truncated = self._encode(prompts)
-        text = states.repeat_interleave(num_images_per_prompt, dim=0).to(device, dtype)
+        text = states.repeat_interleave(num_images_per_prompt, dim=0)
         with self.progress_bar(total=steps) as bar:
 
             def report(done: int, total: int) -> None:
@@ -283,7 +278,11 @@ class TiUEPipeline(DiffusionPipeline):
                     lost,
                     encoder.tokens,
                 )
-        return states, truncated
+        return states.to(self._execution_device, self.unet.dtype), truncated
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """What the UNet is conditioned on, [B,L,D]."""
+        return self._encode(list(prompts))[0]
 
     def _decode(self, z: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of the UNet's latents."""

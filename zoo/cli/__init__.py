@@ -14,6 +14,7 @@ from zoo.errors import RunError, UserError, closest
 COMMANDS = {
     "train": "train a model (no arguments: the quickstart)",
     "reconstruct": "encode and decode a film of any length",
+    "generate": "make pictures of prompts",
     "benchmark": "score reconstruction and speed, compare results",
     "data": "fetch and inspect data",
     "list": "list the models",
