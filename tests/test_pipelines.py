@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+import zoo
 from tests.nets.test_tiue import toy
 from tests.nets.zoo_of_nets import make
 from tests.tiny_pipelines import SCHEDULE, sd_folder, tiny_vae
@@ -279,3 +280,19 @@ def test_folders_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="addition_embed_type = 'text_time'"):
         open_pipeline(f"dir:{xl}")
+
+
+def test_trained_pipelines_have_names(
+    pipe: TiUEPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """checkpoints/tiue_tiny.toy holds a pipeline: its name gives the UNet or the pipeline."""
+    pipe.save_pretrained(tmp_path / "tiue_tiny.toy")
+    (tmp_path / "tiue_tiny.toy" / "metrics.json").write_text('{"fid": 1}')
+    monkeypatch.setattr("zoo.hub.data_folder", lambda name: tmp_path)
+    assert zoo.list_models("tiue*", pretrained=True) == ["tiue_tiny.toy"]
+    entry = zoo.info("tiue_tiny.toy")
+    assert (entry.family, entry.metrics) == ("tiue", {"fid": 1})
+    assert entry.config["cross_attention_dim"] == 24
+    net = zoo.load("tiue_tiny.toy")
+    assert all(map(torch.equal, net.state_dict().values(), pipe.unet.state_dict().values()))
+    assert isinstance(open_pipeline("tiue_tiny.toy"), TiUEPipeline)

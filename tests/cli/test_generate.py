@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def test_mistakes_in_generate(
         (["a", *out, "--anchors", 9], "9 anchors for 4 time steps"),
         (["a", *out, "--size", 31, 32], "31 pixels are no multiple of 2"),
         (["a", *out, "--negative-prompt", "b"], "guidance is distilled"),
+        (["a", *out, "--device", "cuda:99"], "--device cuda:99 can't be used here"),
         (["a", *out, "--dtype", "fp16"], "float16 is not for a CPU"),
         (["a", *out, "--prompts", tmp_path / "empty.txt"], "give one of them"),
         (["--prompts", tmp_path / "empty.txt", *out], "holds no caption"),
@@ -152,9 +154,7 @@ def test_features_writes_table_and_plot(
     # neighbours in a longer sampler are nearer
     assert result["rows"][0]["encoder"] < result["rows"][1]["encoder"] < 1
     assert "| 6 | " in (tmp_path / "features.md").read_text()
-    import xml.etree.ElementTree as tree
-
-    assert tree.fromstring((tmp_path / "features.svg").read_text()).tag.endswith("svg")
+    assert ElementTree.fromstring((tmp_path / "features.svg").read_text()).tag.endswith("svg")
     with pytest.raises(UserError, match="--lengths 1"):
         benchmark(["features", *arguments, "--lengths", "1"])
 
@@ -227,8 +227,9 @@ def test_speed_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--models", "tiue_tiny", "--steps", "1000"], "at most 999"),
         (["--models", "tiue_tiny", "--dtype", "fp16"], "fp16 is not for a CPU"),
         (["--models", "tiue_tiny", "--batch", "0"], "--batch 0"),
+        (["--models", "tiue_tiny", "--device", "tpu9"], "--device tpu9 can't be used here"),
     ],
 )
 def test_mistakes_in_speed(arguments: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        benchmark(["speed", *arguments, "--out", str(tmp_path), "--device", "cpu"])
+        benchmark(["speed", "--device", "cpu", *arguments, "--out", str(tmp_path)])

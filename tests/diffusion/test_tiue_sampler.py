@@ -110,8 +110,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[int]]] = []
 
-    def encode(self, sample: Tensor, timestep: int, text: Tensor) -> Log:
-        self.calls.append(("encode", [timestep]))
+    def encode(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Log:
+        assert len(sample) == len(timestep) == len(text)
+        self.calls.append(("encode", sorted(set(timestep.tolist()))))
         return Log(sample)
 
     def decode(self, features: Log, timesteps: Tensor, text: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zoo.cli import Parser, say
+from zoo.cli.device import checked_device
 from zoo.data.captions import read_captions
 from zoo.errors import RunError, UserError
 
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("number", "batch"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give at least 1")
+    checked_device(options.device)
     _check_output(options.output)
     # imported once the arguments are known to be right: it takes seconds
     import diffusers
@@ -83,17 +85,23 @@ def main(arguments: Sequence[str]) -> int:
                 bar.update(task, completed=begin + size * done / total)
 
             height, width = options.size or (None, None)
-            out = pipeline(
-                batch,
-                seed=[first + begin + i for i in range(len(batch))],
-                steps=options.steps,
-                anchors=options.anchors,
-                parallel=not options.sequential,
-                height=height,
-                width=width,
-                negative_prompt=options.negative_prompt,
-                callback=report,
-            )
+            try:
+                out = pipeline(
+                    batch,
+                    seed=[first + begin + i for i in range(len(batch))],
+                    steps=options.steps,
+                    anchors=options.anchors,
+                    parallel=not options.sequential,
+                    height=height,
+                    width=width,
+                    negative_prompt=options.negative_prompt,
+                    callback=report,
+                )
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"{options.device} is out of memory with {len(batch)} pictures at once: "
+                    "give a smaller --batch, or --sequential"
+                ) from error
             pictures += out.images
             for offset, picture in enumerate(out.images):
                 path = _beside(

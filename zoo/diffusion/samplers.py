@@ -30,8 +30,8 @@ Features = TypeVar("Features", bound=Repeatable)
 class EncoderDecoder(Protocol[Features]):
     """A denoiser whose halves can be called apart, such as TiUEUNet."""
 
-    def encode(self, sample: Tensor, timestep: int, text: Tensor, /) -> Features:
-        """Features of noisy `sample` [B,...]."""
+    def encode(self, sample: Tensor, timestep: Tensor, text: Tensor, /) -> Features:
+        """Features of noisy `sample` [B,...] at `timestep` [B]."""
 
     def decode(self, features: Features, timesteps: Tensor, text: Tensor, /) -> Tensor:
         """The prediction at `timesteps` [B]."""
@@ -212,20 +212,21 @@ def tiue_sample(
         length = steps // anchors + (anchor < steps % anchors)
         run = range(begin, begin + length)
         begin += length
-        features = net.encode(x, plan.timesteps[run[0]], text)
+        # filled on the device: no copy to wait for, and a CUDA graph can hold it
+        times = [torch.full((len(z),), plan.timesteps[i], device=z.device) for i in run]
+        features = net.encode(x, times[0], text)
         decoded: list[Tensor] = []
         for first in range(0, length, at_once or length):
-            mine = run[first : first + (at_once or length)]
+            mine = times[first : first + (at_once or length)]
             count = len(mine)
-            times = torch.tensor([plan.timesteps[i] for i in mine], device=z.device)
             out = net.decode(
                 features.repeat(count),
-                times.repeat_interleave(len(z)),
+                torch.cat(mine),
                 text.repeat(count, *(1,) * (text.ndim - 1)),
             )
             decoded.append(out.reshape(count, *z.shape))
             if report is not None:
-                report(mine[-1] + 1, steps)
+                report(run[first] + count, steps)
         together = torch.cat(decoded)
         x = ddim_closed_form(x, together, coefficients[run[0] : run[-1] + 1])
         predictions.append(together)

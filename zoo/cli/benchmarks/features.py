@@ -15,6 +15,7 @@ from rich.table import Table
 
 from zoo.cli import Parser, say
 from zoo.cli.benchmarks.files import line_plot, machine, write_text
+from zoo.cli.device import checked_device
 from zoo.data.captions import read_captions
 from zoo.errors import UserError
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/features"))
     options = parser.parse_args(arguments)
+    checked_device(options.device)
     if min(options.lengths) < 2:
         raise UserError(f"--lengths {min(options.lengths)}: two steps at least have neighbours")
     if options.limit < 1 or options.batch < 1:

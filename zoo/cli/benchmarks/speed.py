@@ -17,6 +17,7 @@ from torch import nn
 
 from zoo.cli import Parser, say
 from zoo.cli.benchmarks.files import machine, write_text
+from zoo.cli.device import checked_device
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     options = parser.parse_args(arguments)
+    checked_device(options.device)
     _check(options)
     cpu = torch.device(options.device).type == "cpu"
     dtypes = options.dtype or ["fp32" if cpu else "bf16"]
