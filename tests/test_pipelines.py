@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 import zoo
-from tests.nets.test_tiue import toy
+from tests.nets.toy_unet import toy
 from tests.nets.zoo_of_nets import make
 from tests.tiny_pipelines import SCHEDULE, sd_folder, tiny_vae
 from zoo.errors import RunError, UserError

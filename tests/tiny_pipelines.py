@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tests.nets.test_tiue import toy
+from tests.nets.toy_unet import toy
 
 SCHEDULE = {
     "beta_start": 0.00085,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.nets.test_tiue import inputs, toy
+from tests.nets.toy_unet import inputs, toy
 from tests.tiny_pipelines import sd_folder
 from zoo.cli import find
 from zoo.cli.benchmark import main as benchmark

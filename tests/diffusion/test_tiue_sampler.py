@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from tests.nets.test_tiue import inputs, toy
+from tests.nets.toy_unet import inputs, toy
 from zoo.diffusion.samplers import DDIMPlan, ddim_closed_form, tiue_sample
 from zoo.errors import UserError
 from zoo.nets.tiue import TiUEUNet

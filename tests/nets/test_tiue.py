@@ -14,20 +14,11 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from tests.nets.toy_unet import TOY, inputs, toy
 from zoo.errors import UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.tiue import EncoderFeatures, TiUEUNet
 
-TOY: dict[str, Any] = {
-    "sample_size": 16,
-    "block_out_channels": (16, 32, 32),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "norm_num_groups": 8,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 24,
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sd15": {},
     "sd21": {"use_linear_projection": True, "attention_head_dim": (2, 4, 4)},
@@ -39,29 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
     "no output norm": {"norm_num_groups": None, "mid_block_type": None},
 }
-
-
-def toy(**changes: Any) -> UNet2DConditionModel:
-    """A parent with random weights, none of them zero."""
-    torch.manual_seed(0)
-    net = UNet2DConditionModel(**TOY | changes).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return net.requires_grad_(False)
-
-
-def inputs(
-    net: UNet2DConditionModel, size: tuple[int, int] = (16, 16), batch: int = 3
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, a time step a sample, text."""
-    width = net.config.encoder_hid_dim or net.config.cross_attention_dim
-    generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(batch, 4, *size, generator=generator).to(net.dtype),
-        torch.tensor([999, 500, 1])[:batch],
-        torch.randn(batch, 7, width, generator=generator).to(net.dtype),
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -209,6 +177,8 @@ def test_batches_that_differ_are_refused() -> None:
     x, t, text = inputs(net)
     with pytest.raises(UserError, match=r"sample \(3, 4, 16, 16\), text \(2, 7, 24\)"):
         net.encode(x, 5, text[:2])
+    with pytest.raises(UserError, match=r"sample \(3, 4, 16, 16\).*timestep \(2,\)"):
+        net.encode(x, t[:2], text)
     features = net.encode(x, 5, text)
     with pytest.raises(UserError, match="batch sizes differ"):
         net.decode(features.repeat(2), t, text.repeat(2, 1, 1))

@@ -55,7 +55,8 @@ class TiUEUNet(UNet2DConditionModel):
             UserError: the net needs conditions that would be dropped (named), or batches differ.
         """
         refuse_other_conditions(self)
-        _same_batch(sample=sample, text=text)
+        each = {"timestep": timestep} if isinstance(timestep, Tensor) and timestep.ndim else {}
+        _same_batch(sample=sample, text=text, **each)
         embedding, text = self._conditions(sample, timestep, text)
         config: Any = self.config
         x = 2 * sample - 1.0 if config.center_input_sample else sample
