@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
@@ -28,7 +29,8 @@ class Halves:
             out: Tensor = net(sample, timestep, text).sample
             return out
 
-        wrap: Any = torch.compile if compiled else lambda f, **_: f
+        # a graph for each batch size: one for all sizes would be slower
+        wrap: Any = partial(torch.compile, dynamic=False) if compiled else lambda f, **_: f
         self.encode: Callable[..., EncoderFeatures] = wrap(net.encode, fullgraph=True)
         self.decode: Callable[..., Tensor] = wrap(net.decode, fullgraph=True)
         self.plain: Callable[..., Tensor] = wrap(plain)
@@ -53,6 +55,7 @@ class Case:
         )
 
 
+@cache
 def plan_of(steps: int) -> DDIMPlan:
     """Evenly spread steps of Stable Diffusion's schedule, which doesn't matter for speed."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
