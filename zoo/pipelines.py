@@ -23,7 +23,7 @@ from zoo.diffusion.samplers import DDIMPlan, tiue_sample
 from zoo.errors import RunError, UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.pretrained import Pretrained, parse_config
-from zoo.nets.tiue.unet import TiUEUNet
+from zoo.nets.tiue.unet import TiUEUNet, text_width
 from zoo.nets.tokenizer import Tokenizer
 from zoo.registry import presets
 from zoo.text import TEXT_ENCODERS, CLIPText, MiniLMText, TextEncoder, text_encoder_for
@@ -118,7 +118,7 @@ class TiUEPipeline(DiffusionPipeline):
             raise UserError(f"text = '{text}': use one of {', '.join(TEXT_ENCODERS)}")
         self.prompt_encoder: TextEncoder
         if text == "minilm":
-            self.prompt_encoder = text_encoder_for(unet.config.cross_attention_dim)
+            self.prompt_encoder = text_encoder_for(text_width(unet))
         elif text_encoder is None or tokenizer is None:
             raise UserError("text = 'clip' needs a text encoder and a tokenizer: give both")
         else:
@@ -351,8 +351,7 @@ def _checked_prompts(prompt: str | Sequence[str], negative: object) -> list[str]
 
 def _check_parts(unet: TiUEUNet, scheduler: Any, vae: Any, text: TextEncoder) -> None:
     config: Any = unet.config
-    # a projection in front takes the text's own width
-    takes = config.encoder_hid_dim or config.cross_attention_dim
+    takes = text_width(unet)
     if text.dim != takes:
         raise UserError(f"the text encoder gives {text.dim} channels, the UNet takes {takes}")
     if config.in_channels != config.out_channels:

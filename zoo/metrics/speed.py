@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.diffusion.samplers import DDIMPlan, tiue_sample
-from zoo.nets.tiue.unet import EncoderFeatures, TiUEUNet
+from zoo.nets.tiue.unet import EncoderFeatures, TiUEUNet, text_width
 
 TOKENS = {384: 20}  # text length by width: MiniLM's preparation; CLIP's 77 otherwise
 
@@ -47,7 +47,7 @@ class Case:
     def of(cls, net: TiUEUNet, *, size: int, batch: int) -> Case:
         """Random inputs on the net's device, in its dtype."""
         config: Any = net.config
-        width = config.encoder_hid_dim or config.cross_attention_dim
+        width = text_width(net)
         like: dict[str, Any] = {"device": net.device, "dtype": net.dtype}
         return cls(
             torch.randn(batch, config.in_channels, size, size, **like),

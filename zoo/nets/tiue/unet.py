@@ -137,6 +137,12 @@ class TiUEUNet(UNet2DConditionModel):
         return net.train(unet.training)
 
 
+def text_width(unet: UNet2DConditionModel) -> int:
+    """Channels of the text states that a UNet takes, in front of its projection if it has one."""
+    config: Any = unet.config
+    return int(config.encoder_hid_dim or config.cross_attention_dim)
+
+
 def _context(block: nn.Module, text: Tensor) -> dict[str, Any]:
     """Blocks with cross attention take the text, others don't know the argument."""
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
