@@ -191,26 +191,35 @@ class Words:
         return TextStates(torch.stack(rows), [0] * len(prompts))
 
 
-def test_a_zoo_tokenizer_decodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["klvae_image_tiny", "klvae_video_tiny"])
+def test_a_zoo_tokenizer_decodes(name: str, tmp_path: Path) -> None:
     """Saved in the folder and opened from it; the UNet's latents are the normalised ones."""
-    vae = make("klvae_video_tiny")
+    vae = make(name)
     vae.latent_mean.fill_(0.3)
     vae.latent_std.fill_(2.0)
-    unet = toy(in_channels=16, out_channels=16, cross_attention_dim=384, sample_size=4)
+    channels = vae.latent_channels
+    unet = toy(in_channels=channels, out_channels=channels, cross_attention_dim=384, sample_size=4)
     pipeline = quiet(TiUEPipeline(unet=unet, scheduler=DDIMScheduler(**SCHEDULE), vae=vae))
     assert isinstance(pipeline.prompt_encoder, MiniLMText)
     pipeline.prompt_encoder = Words()
     z = latents(pipeline, "a", seed=0)
     pixels = pipeline("a", seed=0, output_type="pt").images
     assert torch.equal(pixels, vae.decode((z * 2.0 + 0.3)[:, :, None])[:, :, 0])
-    assert pixels.shape == (1, 3, 32, 32)
+    assert pixels.shape == (1, 3, 4 * vae.compression[1], 4 * vae.compression[2])
     pipeline.save_pretrained(tmp_path / "p")
     again = quiet(open_pipeline(f"dir:{tmp_path / 'p'}"))
     assert isinstance(again.vae, ZooVAE)
     assert isinstance(again.prompt_encoder, MiniLMText)
     again.prompt_encoder = Words()
     assert (again("a", seed=0, output_type="pt").images - pixels).abs().max() < 1e-4
-    assert all(map(torch.equal, again.vae.state_dict().values(), vae.state_dict().values()))
+    states = again.vae.net.state_dict()
+    assert states.keys() == vae.state_dict().keys()
+    for key, tensor in vae.state_dict().items():
+        assert torch.equal(states[key], tensor), key
+    config = tmp_path / "p" / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"kl_vae', '"other'))
+    with pytest.raises(UserError, match="is not a tokenizer that this version knows"):
+        open_pipeline(f"dir:{tmp_path / 'p'}")
 
 
 def test_pixels_without_an_autoencoder(tmp_path: Path) -> None:
