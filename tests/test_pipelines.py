@@ -305,3 +305,22 @@ def test_trained_pipelines_have_names(
     net = zoo.load("tiue_tiny.toy")
     assert all(map(torch.equal, net.state_dict().values(), pipe.unet.state_dict().values()))
     assert isinstance(open_pipeline("tiue_tiny.toy"), TiUEPipeline)
+
+
+def test_repositories_are_opened_at_their_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options["revision"]))
+        if name == "org/gone":
+            raise OSError("org/gone is not a repository\nsecond line")
+        return str(folder)
+
+    monkeypatch.setattr(TiUEPipeline, "download", download)
+    assert isinstance(open_pipeline("hf:org/sd@v2"), TiUEPipeline)
+    open_pipeline("hf:org/sd")
+    assert asked == [("org/sd", "v2"), ("org/sd", None)]
+    with pytest.raises(UserError, match=r"hf:org/gone can't be opened.*not a repository second"):
+        open_pipeline("hf:org/gone")

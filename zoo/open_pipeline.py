@@ -33,16 +33,15 @@ def open_pipeline(
     """
     if dtype == torch.float16 and torch.device(device).type == "cpu":
         raise UserError("float16 is not for a CPU: use bfloat16 or float32, or a GPU")
-    path = name.removeprefix("hf:") if name.startswith("hf:") else find_folder(name)
-    load: Any = TiUEPipeline.from_pretrained  # diffusers' methods have no types
+    diffusers: Any = TiUEPipeline  # diffusers' methods have no types
     try:
-        if isinstance(path, Path):
-            _check_folder(path)
-            unet = load_unet(path / "unet")
-            made = load(path, unet=unet)
+        if name.startswith("hf:"):
+            repository, _, revision = name.removeprefix("hf:").partition("@")
+            folder = Path(diffusers.download(repository, revision=revision or None))
         else:
-            repository, _, revision = path.partition("@")
-            made = load(repository, revision=revision or None)
+            folder = find_folder(name)
+        _check_folder(folder)
+        made = diffusers.from_pretrained(folder, unet=load_unet(folder / "unet"))
     except UserError:
         raise
     except (
