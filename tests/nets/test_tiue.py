@@ -106,6 +106,10 @@ def test_zoo_loads_both_kinds_of_folder(tmp_path: Path) -> None:
     assert isinstance(net, TiUEUNet)
     assert net.dtype == torch.bfloat16
     assert not net.training
+    parent.save_pretrained(tmp_path / "old", safe_serialization=False)
+    assert (tmp_path / "old" / "diffusion_pytorch_model.bin").is_file()
+    old = zoo.load(f"dir:{tmp_path / 'old'}").state_dict()
+    assert all(torch.equal(old[key], tensor) for key, tensor in parent.state_dict().items())
     toy().half().save_pretrained(tmp_path / "half")
     assert zoo.load(f"dir:{tmp_path / 'half'}").dtype == torch.float16
     net = zoo.load(f"dir:{tmp_path / 'plain'}")

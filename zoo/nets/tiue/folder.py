@@ -40,9 +40,7 @@ def load_unet(folder: Path) -> TiUEUNet:
         )
     try:
         dtype = _stored_dtype(folder)
-        net, loading = TiUEUNet.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True
-        )
+        net, loading = TiUEUNet.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be loaded ({_first_line(error)})") from error
     faults = [f"missing {key}" for key in sorted(loading["missing_keys"])]
@@ -57,14 +55,14 @@ def load_unet(folder: Path) -> TiUEUNet:
     return cast(TiUEUNet, nn.Module.to(net, dtype).eval())
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The type of the first tensor."""
+def _stored_dtype(folder: Path) -> torch.dtype | None:
+    """The type of the first tensor; None for old folders with pickles (read as tensors alone)."""
     for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 dtype: torch.dtype = file.get_tensor(name).dtype
                 return dtype
-    raise FileNotFoundError("there is no diffusion_pytorch_model.safetensors in it")
+    return None
 
 
 def _first_line(error: Exception) -> str:
