@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ from zoo.data.captions import read_captions
 from zoo.diffusion.samplers import DDIMPlan
 from zoo.errors import UserError
 from zoo.metrics.feature_similarity import adjacent_similarity
-from zoo.metrics.speed import flops, interleaved, run
+from zoo.metrics.speed import Case, Halves, flops, interleaved, run
 from zoo.nets.tiue import TiUEUNet
 
 
@@ -178,8 +179,6 @@ class Counter:
 
 
 def test_variants_of_speed_do_what_they_say() -> None:
-    from zoo.metrics.speed import Case
-
     net = TiUEUNet.from_unet(toy())
     case = Case.of(net, size=8, batch=2)
     counter: Any = Counter(net)
@@ -198,6 +197,16 @@ def test_variants_of_speed_do_what_they_say() -> None:
     assert {len(t.seconds) for t in timings.values()} == {4}
     one, tiue = flops(net, size=8, steps=3)
     assert one < tiue < 3 * one
+
+
+def test_compiled_halves_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through dynamo, without the minutes that generating code takes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    net = TiUEUNet.from_unet(toy())
+    case = Case.of(net, size=8, batch=1)
+    for variant in ("parallel", "sequential", "plain 2"):
+        expected = run(variant, Halves(net), case, steps=2)
+        assert torch.equal(run(variant, Halves(net, compiled=True), case, steps=2), expected)
 
 
 def test_speed_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
