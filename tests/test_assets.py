@@ -411,7 +411,7 @@ def test_fetches_a_group_into_the_default_cache(
 def test_unknown_names(tmp_path: Path) -> None:
     assert "'bike.mp4'" in refusal(tmp_path, "bike.mp4")
     assert "bikes.mp4" in refusal(tmp_path, "bike.mp4")
-    with pytest.raises(UserError, match=r"'film'.*package-films, lpips"):
+    with pytest.raises(UserError, match=r"'film'.*package-films, minilm, lpips"):
         assets.fetch_group("film")
 
 

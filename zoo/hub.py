@@ -41,7 +41,8 @@ class ModelEntry:
 def trained() -> dict[str, Path]:
     """Folders of the weights that travel with the zoo, by name."""
     root = data_folder("checkpoints")
-    return {p.parent.name: p.parent for p in sorted(root.glob("*/config.json"))}
+    configs = [*root.glob("*/config.json"), *root.glob("*/model_index.json")]
+    return {p.parent.name: p.parent for p in sorted(configs)}
 
 
 def list_models(
@@ -82,7 +83,7 @@ def info(name: str) -> ModelEntry:
         name,
         base.family,
         folder=folder,
-        config=read_config(folder),
+        config=read_config(folder) if (unet := unet_folder(folder)) is None else _json(unet),
         metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
     )
 
@@ -98,7 +99,8 @@ def load(
     Args:
         name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
             `save_pretrained` or train.py wrote. `cdt_base.official` and `cdt_small.official` are
-            fetched from their authors' repository and converted the first time.
+            fetched from their authors' repository and converted the first time. A diffusers UNet
+            folder gives a TiUEUNet, a pipeline folder its UNet.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
 
@@ -106,18 +108,38 @@ def load(
         UserError: unknown name (the closest three are given), no model folder, or weights that
             don't fit their config.
     """
-    if name_or_path.startswith("dir:"):
-        folder = Path(name_or_path.removeprefix("dir:")).expanduser()
-    else:
-        folders = trained()
-        if name_or_path in folders:
-            folder = folders[name_or_path]
-        elif name_or_path in OFFICIAL:
-            folder = official_folder(name_or_path)
-        else:
-            _unknown(name_or_path)
+    folder = find_folder(name_or_path)
+    if (unet := unet_folder(folder)) is not None:
+        from zoo.nets.tiue.folder import load_unet
+
+        return nn.Module.to(load_unet(unet), device=device, dtype=dtype)
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
+
+
+def _json(unet: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((unet / "config.json").read_text())
+    return config
+
+
+def find_folder(name_or_path: str) -> Path:
+    """The folder behind a name of trained weights or `dir:PATH`; UserError when unknown."""
+    if name_or_path.startswith("dir:"):
+        return Path(name_or_path.removeprefix("dir:")).expanduser()
+    folders = trained()
+    if name_or_path in folders:
+        return folders[name_or_path]
+    if name_or_path in OFFICIAL:
+        return official_folder(name_or_path)
+    _unknown(name_or_path)
+
+
+def unet_folder(folder: Path) -> Path | None:
+    """Where the UNet of a diffusers folder or pipeline is; None for a folder of the zoo's own."""
+    if (folder / "model_index.json").is_file():
+        return folder / "unet"
+    path = folder / "config.json"
+    return folder if path.is_file() and b'"_class_name"' in path.read_bytes() else None
 
 
 def _unknown(name: str) -> NoReturn:

@@ -14,6 +14,7 @@ from zoo.errors import RunError, UserError, closest
 COMMANDS = {
     "train": "train a model (no arguments: the quickstart)",
     "reconstruct": "encode and decode a film of any length",
+    "generate": "make pictures of prompts",
     "benchmark": "score reconstruction and speed, compare results",
     "convert": "turn released checkpoints into model folders, and back",
     "data": "fetch and inspect data, films to latents and back",

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 Noise = Callable[[Tensor, int], Tensor]
 """Where a decoder's noise comes from: called with `like` and `frames`, as `frame_noise` is."""
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+CoefficientList = Sequence[tuple[float, float]]
+
+
+class Repeatable(Protocol):
+    """Features of a batch that can be handed to several decoder passes."""
+
+    def repeat(self, times: int, /) -> Self:
+        """[B,...] to [times * B,...]: the whole batch `times` times in a row."""
+
+
+Features = TypeVar("Features", bound=Repeatable)
+
+
+class EncoderDecoder(Protocol[Features]):
+    """A denoiser whose halves can be called apart, such as TiUEUNet."""
+
+    def encode(self, sample: Tensor, timestep: Tensor, text: Tensor, /) -> Features:
+        """Features of noisy `sample` [B,...] at `timestep` [B]."""
+
+    def decode(self, features: Features, timesteps: Tensor, text: Tensor, /) -> Tensor:
+        """The prediction at `timesteps` [B]."""
 
 
 def ddim_step(
@@ -95,3 +124,168 @@ class NoiseField:
             return field[..., top : top + like.shape[-2], left : left + like.shape[-1]]
 
         return cut
+
+
+@dataclass(frozen=True)
+class DDIMPlan:
+    """The time steps of a deterministic DDIM sampler, noisiest first.
+
+    Attributes:
+        timesteps: what the net is told at each of N steps.
+        alpha_bars: N + 1 numbers: alpha_bar at each step, and where the last step ends.
+        prediction: what the net predicts: "epsilon", "v_prediction" or "sample" (x0).
+    """
+
+    timesteps: tuple[int, ...]
+    alpha_bars: tuple[float, ...]
+    prediction: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise UserError(
+                f"unknown prediction type '{self.prediction}': use one of {', '.join(PREDICTIONS)}"
+            )
+        if not self.timesteps or len(self.alpha_bars) != len(self.timesteps) + 1:
+            raise UserError(
+                f"{len(self.timesteps)} time steps with {len(self.alpha_bars)} alphas: give at "
+                "least one step, and an alpha for each step and for the end"
+            )
+        if self.prediction == "epsilon" and 0.0 in self.alpha_bars[:-1]:
+            raise UserError(
+                "a schedule that reaches pure noise (alpha_bar = 0) can't be sampled from noise "
+                "predictions, which say nothing of the picture there: use v_prediction"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        alphas_cumprod: Tensor,
+        timesteps: Sequence[int],
+        *,
+        final_alpha_bar: float = 1.0,
+        prediction: str = "epsilon",
+    ) -> DDIMPlan:
+        """Look the alphas of `timesteps` up in a schedule [T].
+
+        Raises:
+            UserError: a time step outside the schedule, or time steps that don't fall.
+        """
+        steps = tuple(int(t) for t in timesteps)
+        if any(not 0 <= t < len(alphas_cumprod) for t in steps):
+            raise UserError(
+                f"time steps {list(steps)} leave the schedule: give 0 to {len(alphas_cumprod) - 1}"
+            )
+        if any(a <= b for a, b in itertools.pairwise(steps)):
+            raise UserError(f"time steps {list(steps)} don't fall: give the noisiest first")
+        alphas = [float(alphas_cumprod[t]) for t in steps]
+        return cls(steps, (*alphas, float(final_alpha_bar)), prediction)
+
+    def coefficients(self) -> list[tuple[float, float]]:
+        """(p, q) of every step: x_next = p x + q net(x), eq. 12 of arXiv 2010.02502, eta = 0."""
+        return [
+            _ddim_coefficients(a, b, self.prediction)
+            for a, b in itertools.pairwise(self.alpha_bars)
+        ]
+
+
+def _ddim_coefficients(alpha_bar: float, following: float, prediction: str) -> tuple[float, float]:
+    """How much of x and of the net's output the next x is, in double precision."""
+    a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    b, r = following**0.5, (1 - following) ** 0.5
+    if prediction == "epsilon":  # x0 = (x - s eps) / a
+        return b / a, r - b * s / a
+    if prediction == "v_prediction":  # x0 = a x - s v and eps = s x + a v
+        return b * a + r * s, r * a - b * s
+    return (r / s, b - r * a / s) if s else (0.0, b)  # eps = (x - a x0) / s
+
+
+def ddim_closed_form(z: Tensor, predictions: Tensor, coefficients: CoefficientList) -> Tensor:
+    """All steps at once: x_N = (prod p_i) z + sum_i q_i (prod_{j > i} p_j) prediction_i.
+
+    Args:
+        z: where the first step starts, [B,...].
+        predictions: the net's outputs, [N,B,...].
+        coefficients: of `DDIMPlan.coefficients`, N of them.
+
+    Returns:
+        [B,...] in the dtype of `z`, summed in float32 or better.
+    """
+    assert len(predictions) == len(coefficients)
+    weight, weights = 1.0, []
+    for p, q in reversed(coefficients):
+        weights.append(q * weight)
+        weight *= p
+    wide = torch.promote_types(z.dtype, torch.float32)
+    x = weight * z.to(wide)
+    for w, prediction in zip(reversed(weights), predictions, strict=True):
+        x = x + w * prediction.to(wide)
+    return x.to(z.dtype)
+
+
+class TiUESample(NamedTuple):
+    """What `tiue_sample` returns: `sample` [B,...] and the net's `predictions` [N,B,...]."""
+
+    sample: Tensor
+    predictions: Tensor
+
+
+def tiue_sample(
+    net: EncoderDecoder[Any],
+    z: Tensor,
+    text: Tensor,
+    plan: DDIMPlan,
+    *,
+    anchors: int = 1,
+    at_once: int | None = None,
+    report: Callable[[int, int], object] | None = None,
+) -> TiUESample:
+    """Few encoder passes, a decoder pass for each time step (TiUE, arXiv 2505.21960).
+
+    The steps are cut into `anchors` runs. At the first step of a run the encoder sees x_t; all
+    steps of the run decode its features, and the DDIM updates follow in closed form. One anchor is
+    TiUE, as many anchors as steps are the plain model.
+
+    Args:
+        net: anything with TiUEUNet's `encode` and `decode`.
+        z: noise [B,...].
+        text: what the net is conditioned on, [B,...].
+        plan: the N time steps.
+        anchors: encoder passes, 1 to N.
+        at_once: decoder passes in one batch; None takes all of a run, 1 goes one by one. Memory
+            grows with it, the result changes by rounding only.
+        report: told (decoder passes done, N) after every batch.
+
+    Raises:
+        UserError: anchors or at_once outside their range.
+    """
+    steps = len(plan.timesteps)
+    if not 1 <= anchors <= steps:
+        raise UserError(f"{anchors} anchors for {steps} time steps: give 1 to {steps}")
+    if at_once is not None and at_once < 1:
+        raise UserError(f"{at_once} decoder passes at once: give at least 1")
+    coefficients, predictions = plan.coefficients(), []
+    x, begin = z, 0
+    for anchor in range(anchors):
+        # runs as equal as can be, longer ones first
+        length = steps // anchors + (anchor < steps % anchors)
+        run = range(begin, begin + length)
+        begin += length
+        # filled on the device: no copy to wait for, and a CUDA graph can hold it
+        times = [torch.full((len(z),), plan.timesteps[i], device=z.device) for i in run]
+        features = net.encode(x, times[0], text)
+        decoded: list[Tensor] = []
+        for first in range(0, length, at_once or length):
+            mine = times[first : first + (at_once or length)]
+            count = len(mine)
+            out = net.decode(
+                features.repeat(count),
+                torch.cat(mine),
+                text.repeat(count, *(1,) * (text.ndim - 1)),
+            )
+            decoded.append(out.reshape(count, *z.shape))
+            if report is not None:
+                report(run[first] + count, steps)
+        together = torch.cat(decoded)
+        x = ddim_closed_form(x, together, coefficients[run[0] : run[-1] + 1])
+        predictions.append(together)
+    return TiUESample(x, torch.cat(predictions))
