@@ -20,11 +20,10 @@ from zoo.cli import say
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.source import Source
 from zoo.lit.tokenizer import TokenizerModule
-from zoo.metrics.evaluation import Reconstruct, Row, average_pool, evaluate
+from zoo.metrics.evaluation import Reconstruct, Row, Scorer, average_pool, evaluate
 from zoo.metrics.reconstruction import noisy_input_gain
 from zoo.nets.cdt import CDT
 from zoo.nets.pca import BlockPCA, PCAConfig
-from zoo.objectives.perceptual import Perceptual
 
 
 def finish(
@@ -68,9 +67,6 @@ def score(
     """Rows of the trivial baselines and of the net, on every validation clip."""
     net = module.net
     device = next(net.parameters()).device
-    lpips = Perceptual("alexnet")
-    lpips.load()
-
     def seeded(x: Tensor) -> Tensor:
         # each batch its own generator: the noise doesn't depend on what was scored before
         return net.reconstruct(x, generator=torch.Generator().manual_seed(0))
@@ -84,7 +80,7 @@ def score(
         pca.fit(sample.pixels[None].to(device) for sample in train.spread(module.pca_clips))
         models[f"PCA-{channels}"] = pca.reconstruct
     models[type(net).__name__] = seeded
-    rows = evaluate(models, _batches(val, size, device), lpips=lpips)
+    rows = evaluate(models, _batches(val, size, device), scorer=Scorer())
     extra: dict[str, Any] = {}
     if isinstance(net, CDT):
         gains = []
@@ -104,11 +100,11 @@ def _batches(source: Source, size: int, device: torch.device) -> Iterator[Tensor
 
 def table(rows: list[Row], *, title: str) -> Table:
     """The rows as a table."""
-    result = Table("model", "PSNR dB", "SSIM", "LPIPS-Alex", title=title)
+    result = Table("model", "PSNR dB", "SSIM", "LPIPS-Alex", "flicker", title=title)
     for row in rows:
-        result.add_row(
-            str(row["model"]), f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['lpips']:.4f}"
-        )
+        lpips = f"{row['lpips']:.4f}" if "lpips" in row else "not measured"
+        cells = (f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", lpips, f"{row['flicker']:.2f}")
+        result.add_row(str(row["model"]), *cells)
     return result
 
 

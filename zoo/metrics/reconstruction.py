@@ -15,12 +15,22 @@ def to_8bit(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def _checked(y: Tensor, x: Tensor) -> Tensor:
+def checked(y: Tensor, x: Tensor) -> Tensor:
+    """The reconstruction rounded to 8 bits, once it is comparable with the original.
+
+    Raises:
+        UserError: other shapes, not [B,3,T,H,W], or an original outside [-1,1].
+    """
     if y.shape != x.shape or x.ndim != 5:
         raise UserError(f"can't compare {tuple(y.shape)} with {tuple(x.shape)}: give [B,3,T,H,W]")
     if x.min() < -1.001 or x.max() > 1.001:
         raise UserError(f"pixels in [{x.min():.3g}, {x.max():.3g}]: metrics take pixels in [-1, 1]")
     return to_8bit(y)
+
+
+def frames_of(x: Tensor) -> Tensor:
+    """[B,3,T,H,W] to [B * T,3,H,W]."""
+    return x.movedim(2, 1).flatten(0, 1)
 
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:
@@ -32,7 +42,7 @@ def psnr(y: Tensor, x: Tensor) -> Tensor:
 
     An exact frame counts as 100 dB.
     """
-    error = (_checked(y, x) - x.float()).square().mean(dim=(1, 3, 4))
+    error = (checked(y, x) - x.float()).square().mean(dim=(1, 3, 4))
     return (10 * torch.log10(4 / error.clamp_min(4e-10))).mean(1)
 
 
@@ -40,12 +50,21 @@ def ssim(y: Tensor, x: Tensor) -> Tensor:
     """SSIM of each clip, [B]: Gaussian window 11, sigma 1.5, of each frame, then averaged."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    frames = [v.movedim(2, 1).flatten(0, 1) for v in (_checked(y, x), x.float())]
     value = structural_similarity_index_measure(
-        frames[0], frames[1], data_range=2.0, reduction="none"
+        frames_of(checked(y, x)), frames_of(x.float()), data_range=2.0, reduction="none"
     )
     assert isinstance(value, Tensor)
     return value.view(len(x), -1).mean(1)
+
+
+def flicker(y: Tensor, x: Tensor) -> Tensor:
+    """Temporal flicker error of each clip in grey levels of 255, [B]; NaN for a single frame.
+
+    The mean absolute difference between the change from frame to frame of the reconstruction and
+    that of the original: 0 when errors stand still, large when they come and go.
+    """
+    change = (checked(y, x) - x.float()).diff(dim=2)
+    return 127.5 * change.abs().mean(dim=(1, 2, 3, 4))
 
 
 def noisy_input_gain(
