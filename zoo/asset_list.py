@@ -98,7 +98,9 @@ def _kivy(name: str, size: int, sha256: str, what: str) -> Asset:
 
 
 def _opencv(name: str, size: int, sha256: str, member: str, what: str) -> Asset:
-    package = DebianFile(_OPENCV_DEB, _OPENCV_SHA, 95_715_012, f"./usr/share/doc/opencv-doc/{member}")
+    package = DebianFile(
+        _OPENCV_DEB, _OPENCV_SHA, 95_715_012, f"./usr/share/doc/opencv-doc/{member}"
+    )
     providers: tuple[Provider, ...] = (package,)
     if name.endswith(".avi"):
         usual = f"https://raw.githubusercontent.com/opencv/opencv/4.x/samples/data/{name}"

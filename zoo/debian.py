@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _MAGIC, _HEADER = b"!<arch>\n", 60
 
@@ -57,7 +57,8 @@ def open_members(path: Path, names: set[str]) -> Iterator[Iterator[tuple[str, IO
                     if info.name in left and (member := box.extractfile(info)) is not None:
                         left.remove(info.name)
                         packed = info.name.endswith(".gz")
-                        yield info.name, gzip.open(member) if packed else member  # noqa: SIM115
+                        file_out: Any = gzip.open(member) if packed else member  # noqa: SIM115
+                        yield info.name, file_out
                         if not left:
                             return
                 raise KeyError(f"{sorted(left)[0]} isn't in it")

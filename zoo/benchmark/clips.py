@@ -113,9 +113,7 @@ class ClipSet:
             short = f"{seen} frames, {rules.frames} needed"
             self.excluded[item.key] = short if seen else "no frame can be decoded"
 
-    def _check(
-        self, item: Item, window: int, frames: list[Tensor], dirty: bool
-    ) -> Iterator[Clip]:
+    def _check(self, item: Item, window: int, frames: list[Tensor], dirty: bool) -> Iterator[Clip]:
         key = item.key if self.protocol.frames == 1 else f"{item.key}#{window}"
         pixels = torch.stack(frames, dim=1)
         if dirty:

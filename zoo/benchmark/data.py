@@ -80,16 +80,13 @@ PUBLIC: dict[str, PublicSet] = {
 }
 
 
-def open_data(
-    text: str, make: Callable[..., Protocol], *, frames: int | None, limit: int | None
-) -> ClipSet:
+def open_data(text: str, make: Callable[..., Protocol], *, limit: int | None) -> ClipSet:
     """The data set that --data names.
 
     Args:
         text: `package-clips`, `quickstart`, NAME:FOLDER of a public set, a .tar shard (or a folder
             of them), or a folder of films or of pictures.
         make: makes the protocol from changes the data set brings; the user's own come on top.
-        frames: what the user asked for; pictures have 1.
         limit: first clips only.
 
     Raises:
@@ -103,7 +100,7 @@ def open_data(
         return _films(text, text, QUICKSTART, rules, [fetch("carphone_pristine.mp4")], limit)
     name, _, folder = text.partition(":")
     if name in PUBLIC and folder:
-        return _public(text, name, Path(folder).expanduser(), make, frames=frames, limit=limit)
+        return _public(text, name, Path(folder).expanduser(), make, limit=limit)
     root = Path(text).expanduser()
     if not root.exists():
         known = ["package-clips", "quickstart", *(f"{key}:FOLDER" for key in PUBLIC)]
@@ -162,7 +159,6 @@ def _public(
     root: Path,
     make: Callable[..., Protocol],
     *,
-    frames: int | None,
     limit: int | None,
 ) -> ClipSet:
     entry = PUBLIC[name]

@@ -92,7 +92,9 @@ class Coder:
             got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise UserError(f"{self.label}: decode() gives {got}, not pixels [B,3,T,H,W]")
         if any(have < want for have, want in zip(y.shape[2:], size, strict=True)):
-            raise UserError(f"{self.label}: {size} pixels (T,H,W) come back as {tuple(y.shape[2:])}")
+            raise UserError(
+                f"{self.label}: {size} pixels (T,H,W) come back as {tuple(y.shape[2:])}"
+            )
         return y[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -113,9 +115,7 @@ class AveragePool:
     def decode(self, z: Tensor, *, size: tuple[int, int, int]) -> Tensor:
         """Bicubic back to the size."""
         frames = z.movedim(2, 1).flatten(0, 1)
-        back = nn.functional.interpolate(
-            frames, size=size[1:], mode="bicubic", align_corners=False
-        )
+        back = nn.functional.interpolate(frames, size=size[1:], mode="bicubic", align_corners=False)
         return back.view(z.shape[0], z.shape[2], *back.shape[1:]).movedim(1, 2)
 
 
@@ -130,10 +130,11 @@ def frozen_pca(channels: int) -> BlockPCA:
 def baselines() -> list[Candidate]:
     """Average pool 8, PCA-8 and PCA-16: rows of every table."""
     frozen = hashlib.sha256(PCA_FILE.read_bytes()).hexdigest()[:16]
-    rows = [Candidate("pool-8", "baseline", "1", AveragePool, baseline=True)]
+    rows = [Candidate("pool-8", "pool-8", "1", AveragePool, baseline=True)]
     for channels in (8, 16):
         build = partial(frozen_pca, channels)
-        rows.append(Candidate(f"PCA-{channels}", "baseline", frozen, build, baseline=True))
+        label = f"PCA-{channels}"
+        rows.append(Candidate(label, label, frozen, build, baseline=True))
     return rows
 
 
@@ -153,7 +154,9 @@ def candidate(text: str, *, device: str) -> Candidate:
     if text.startswith("dir:"):
         folder = Path(text.removeprefix("dir:")).expanduser()
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-            raise UserError(f"{folder} is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}")
+            raise UserError(
+                f"{folder} is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}"
+            )
         label = folder.parent.name if folder.name == "export" else folder.name
     else:
         found = info(text).folder
@@ -161,11 +164,11 @@ def candidate(text: str, *, device: str) -> Candidate:
             load(text)  # says that a preset has no weights, and where they are to be had
         assert found is not None
         folder, label = found, text
-    digest = hashlib.sha256()
+    weights = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        digest.update((folder / name).read_bytes())
+        weights.update((folder / name).read_bytes())
     build = partial(load, text, device=device)
-    return Candidate(label or text, text, digest.hexdigest()[:16], build)
+    return Candidate(label or text, text, weights.hexdigest()[:16], build)
 
 
 def candidates(texts: list[str], *, device: str) -> list[Candidate]:
@@ -199,7 +202,7 @@ def _call(path: Path, function: str, device: str) -> Any:
         build = getattr(module, function)
     except AttributeError as error:
         raise UserError(f"{path} has no function {function}") from error
-    except Exception as error:  # noqa: BLE001 (the user's own code may raise anything)
+    except Exception as error:  # the user's own code may raise anything
         raise RunError(f"{path} can't be imported ({type(error).__name__}: {error})") from error
     model = build()
     if isinstance(model, nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.benchmark.clips import Clip
 from zoo.benchmark.models import Candidate
-from zoo.benchmark.store import Row, Store, whole_file
+from zoo.benchmark.store import SHARED_BY, Row, Store, is_row_of, owner, whole_file
 from zoo.data.transforms import to_uint8
 
 SHOWN_FRAMES = 3
@@ -46,16 +46,12 @@ def keep_pictures(
 
     Pictures that are neither any more stay until the end of the run: `extremes` chooses.
     """
-    from zoo.benchmark.runner import SHARED_BY, is_row_of, owner
-
     known = [
         r["psnr"]
         for r in store.of_kind("clip")
         if is_row_of(r, row, steps) and not r["seed"] and r["psnr"] is not None
     ]
-    shared = [
-        r for r in store.of_kind("clip") if r["label"] == SHARED_BY and r["psnr"] is not None
-    ]
+    shared = [r for r in store.of_kind("clip") if r["label"] == SHARED_BY and r["psnr"] is not None]
     wanted = not known or psnr > max(known) or psnr < min(known)
     if wanted or clip.sha256 in extremes(shared):
         place = store.folder / "pictures" / owner(row.label, row.fingerprint, steps)

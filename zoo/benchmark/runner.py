@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.benchmark.clips import Clip, ClipSet
 from zoo.benchmark.models import Candidate, Coder, generator_for
 from zoo.benchmark.pictures import keep_pictures
-from zoo.benchmark.store import Row, Store
+from zoo.benchmark.store import Row, Store, is_row_of, owner
 from zoo.data.transforms import to_float
 from zoo.errors import RunError, UserError
 from zoo.metrics.evaluation import Scorer
@@ -24,7 +24,6 @@ from zoo.metrics.networks import FeatureNet
 from zoo.metrics.reconstruction import to_8bit
 
 _HELD_BYTES = 1_000_000_000  # clips stay in memory up to this, else they are read anew
-SHARED_BY = "PCA-16"  # whose best and worst clips are shown for all
 
 Advance = Callable[[str, int, int], None]
 
@@ -219,7 +218,7 @@ class Runner:
             return work()
         except (UserError, RunError) as error:
             raise UserError(f"{row.label}: {str(error).removeprefix(row.label + ': ')}") from error
-        except Exception as error:  # noqa: BLE001 (a model of the user's may raise anything)
+        except Exception as error:  # a model of the user's may raise anything
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{row.label}: {what} ({reason[0][:160]})") from error
 
@@ -276,20 +275,6 @@ class Runner:
         )
 
 
-def is_row_of(known: Row, row: Candidate, steps: int) -> bool:
-    """Whether a stored row is of this model, these weights and this number of steps."""
-    return (known["label"], known["fingerprint"], known["steps"]) == (
-        row.label,
-        row.fingerprint,
-        steps,
-    )
-
-
-def owner(label: str, fingerprint: str, steps: int) -> str:
-    """The folder name of what belongs to a model."""
-    return f"{re.sub('[^A-Za-z0-9_.-]', '_', label)}-{fingerprint[:8]}-{steps}"
-
-
 def _feature_key(net: FeatureNet) -> str:
     return f"{net.name} {net.version}"
 
@@ -312,7 +297,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak(device: str) -> int | None:
-    """Bytes at the peak since `reset_peak`: allocated on the GPU, resident on a CPU (None: unknown).
+    """Bytes at the peak since `reset_peak`: allocated on a GPU, else resident (None: unknown).
 
     The resident size includes Python and torch, about 0.5 GB.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.benchmark.models import Candidate
 from zoo.errors import RunError, UserError
 
 try:
@@ -21,6 +23,7 @@ except ImportError:  # Windows: two runs into one folder aren't kept apart
     fcntl = None  # type: ignore[assignment]
 
 ROWS = "rows.jsonl"
+SHARED_BY = "PCA-16"  # whose best and worst clips are shown for all
 Row = dict[str, Any]
 
 
@@ -43,9 +46,9 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("a+b")
         except OSError as error:
-            raise UserError(f"can't write to {folder} ({error.strerror}): give another --out") from (
-                error
-            )
+            raise UserError(
+                f"can't write to {folder} ({error.strerror}): give another --out"
+            ) from (error)
         self._lock()
         self._read()
         if not self.rows:
@@ -156,6 +159,20 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def is_row_of(known: Row, row: Candidate, steps: int) -> bool:
+    """Whether a stored row is of this model, these weights and this number of steps."""
+    return (known["label"], known["fingerprint"], known["steps"]) == (
+        row.label,
+        row.fingerprint,
+        steps,
+    )
+
+
+def owner(label: str, fingerprint: str, steps: int) -> str:
+    """The folder name of what belongs to a model."""
+    return f"{re.sub('[^A-Za-z0-9_.-]', '_', label)}-{fingerprint[:8]}-{steps}"
 
 
 def _full(path: Path, error: OSError) -> str:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from zoo.cli import say
 from zoo.errors import UserError, closest
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS: dict[str, str] = {
+    "reconstruction": "score tokenizers on clips under a frozen protocol",
+    "compare": "merge results of one protocol into one table and report",
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -67,6 +67,7 @@ def score(
     """Rows of the trivial baselines and of the net, on every validation clip."""
     net = module.net
     device = next(net.parameters()).device
+
     def seeded(x: Tensor) -> Tensor:
         # each batch its own generator: the noise doesn't depend on what was scored before
         return net.reconstruct(x, generator=torch.Generator().manual_seed(0))

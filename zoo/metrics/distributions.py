@@ -30,7 +30,8 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_2.double() @ root).clamp_min(0).sqrt().sum()
     apart = (mean_1 - mean_2).double().square().sum()
-    return apart + cov_1.double().trace() + cov_2.double().trace() - 2 * cross
+    result: Tensor = apart + cov_1.double().trace() + cov_2.double().trace() - 2 * cross
+    return result
 
 
 class FrechetDistance(Metric):

@@ -92,5 +92,5 @@ def evaluate(
         joined = {key: torch.cat(values).double() for key, values in parts.items()}
         count = max((len(values) for values in joined.values()), default=0)
         means = {key: float(values.nanmean()) for key, values in joined.items()}
-        rows.append({"model": name, "clips": count} | means)
+        rows.append({"model": name, "clips": count, **means})
     return rows

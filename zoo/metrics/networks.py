@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +22,9 @@ from zoo.errors import UserError
 from zoo.metrics.reconstruction import frames_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_URL = (
+    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+)
 I3D_FILE = "i3d_torchscript.pt"
 FRAME_STEP = 4  # image networks see every fourth frame of a clip: neighbours are near copies
 
@@ -198,7 +198,7 @@ def _inception_file() -> Path:
         if not _version(part).startswith("6726825d"):
             raise UserError(f"{INCEPTION_URL} sent another file: put the right one at {path}")
         os.replace(part, path)
-    except (OSError, urllib.error.URLError, socket.timeout) as error:
+    except OSError as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"no package has FID's Inception and {INCEPTION_URL} gave no answer ({reason}): "

@@ -58,9 +58,7 @@ def build_lpips(net: str, *, spatial: bool = False) -> nn.Module:
     short = {"vgg16": "vgg", "alexnet": "alex"}[net]
     # the package announces itself on stdout
     with contextlib.redirect_stdout(io.StringIO()):
-        module: nn.Module = lpips.LPIPS(
-            net=short, pretrained=True, pnet_rand=True, spatial=spatial
-        )
+        module: nn.Module = lpips.LPIPS(net=short, pretrained=True, pnet_rand=True, spatial=spatial)
     convs = [m for m in module.net.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[union-attr]
     if 2 * len(convs) != len(weights):
         raise ValueError(f"lpips_{net}.ckpt has {len(weights)} tensors for {len(convs)} layers")

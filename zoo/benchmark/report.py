@@ -1,0 +1,277 @@
+"""report.html: one file without a script and without anything from outside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from zoo.benchmark.figures import (
+    colour,
+    distribution,
+    forest,
+    places,
+    quality_over_cost,
+)
+from zoo.benchmark.pictures import ERROR_GAIN
+from zoo.benchmark.results import Results
+from zoo.benchmark.store import SHARED_BY
+from zoo.benchmark.tables import DIGITS, Column, columns, is_best, name_of, notes
+
+Model = dict[str, Any]
+STYLE = Path(__file__).with_name("report.css")
+GROUPS = {
+    "cost": "Cost a clip",
+    "quality": "Quality (95 % interval)",
+    "distribution": "Distribution",
+    "manifold": "Manifold",
+    "speed": "Speed",
+}
+
+
+def render(results: Results, *, pictures: Sequence[Path]) -> str:
+    """The report.
+
+    Args:
+        results: to show.
+        pictures: run folders whose pictures/ hold the strips of clips.
+    """
+    data, rules = results["data"], results["protocol"]
+    things = "pictures" if rules["frames"] == 1 else f"clips of {data['films']:,} films"
+    shape = f"{rules['size']}x{rules['size']}"
+    shape = shape if rules["frames"] == 1 else f"{rules['frames']} frames, {shape}"
+    sections = [
+        _findings(results),
+        "<h2>Results</h2>",
+        _table(results, ("cost", "quality", "distribution", "speed")),
+        f'<p class="note" style="margin-top:12px">{escape(_reading(results))}</p>',
+        _charts(results),
+        _seeds(results),
+        _clips(results, pictures),
+        _details(results),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>Reconstruction: {escape(data['name'])}</title>"
+        f"<style>{STYLE.read_text()}</style></head><body>"
+        '<header><p class="kicker">Reconstruction benchmark</p>'
+        f"<h1>{escape(data['name'])}</h1>"
+        f'<p class="soft">{len(data["clips"]):,} {things}, {shape}. Protocol '
+        f"<code>{escape(rules['name'])} {results['protocol_hash']}</code>, data "
+        f"<code>{data['hash']}</code>.</p></header>"
+        f"<main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _findings(results: Results) -> str:
+    """A sentence a model: what it scores and what that is worth over the baseline."""
+    taken, items = places(results), []
+    for model in results["models"]:
+        gain = model["difference"].get("psnr")
+        if model["baseline"] or not gain or gain["mean"] is None:
+            continue
+        bounds = ""
+        if gain["low"] is not None:
+            bounds = f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        what = (
+            f"{model['metrics']['psnr']['mean']:.2f} dB, {gain['mean']:+.2f} dB{bounds} to "
+            f"{results['baseline']} on the same clips, ahead on {gain['wins']:.0%} of them"
+        )
+        mark = colour(taken[model["label"]], model)
+        items.append(
+            f'<li style="--mark:{mark}"><b>{escape(name_of(model))}</b>: {escape(what)}.</li>'
+        )
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def _reading(results: Results) -> str:
+    few = [
+        entry
+        for entry in results["models"][0]["distributions"]
+        if entry["headline"] == "kid" and entry["frechet"] is not None
+    ]
+    text = (
+        "Bold: the best of a column. TFLOPs are 2 x MAC, numbers/px are latents for each pixel. "
+        "Flicker is the error of the change from frame to frame in grey levels of 255."
+    )
+    if few:
+        text += " Few samples, so read the kernel distances first: " + "; ".join(
+            f"{entry['network']} has N = {entry['samples']:,} samples for "
+            f"{entry['dimensions']:,} dimensions and is biased upwards"
+            for entry in few
+        )
+        text += "."
+    return text
+
+
+def _table(results: Results, groups: Sequence[str]) -> str:
+    cells = [c for group in groups for c in columns(results) if c.group == group]
+    if not cells:
+        return ""
+    starts = {next(g).key for _, g in groupby(cells, key=lambda c: c.group)}
+    head = "".join(
+        f'<th colspan="{len(list(part))}" class="start" style="text-align:left">'
+        f"{escape(GROUPS[group])}</th>"
+        for group, part in groupby(cells, key=lambda c: c.group)
+    )
+    arrows = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
+    titles = "".join(
+        f"<th{_start(c, starts)}>{escape(c.title)} "
+        f'<span class="arrow">{arrows[c.better]}</span></th>'
+        for c in cells
+    )
+    taken, rows = places(results), []
+    for number, model in enumerate(results["models"]):
+        before = results["models"][number - 1] if number else None
+        kinds = ["baseline"] if model["baseline"] else []
+        if before is not None and before["baseline"] and not model["baseline"]:
+            kinds.append("first")
+        mark = colour(taken.get(model["label"], 0), model)
+        row = f'<td style="--mark:{mark}"><span class="swatch"></span>{escape(name_of(model))}</td>'
+        row += "".join(_cell(c, model, results, starts) for c in cells)
+        rows.append(f'<tr class="{" ".join(kinds)}">{row}</tr>')
+    return (
+        f'<div class="scroll"><table><thead><tr class="groups"><th></th>{head}</tr>'
+        f"<tr><th>Model</th>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(column: Column, model: Model, results: Results, starts: set[str]) -> str:
+    kinds = [
+        *(["start"] if column.key in starts else []),
+        *(["best"] if is_best(column, model, results) else []),
+    ]
+    bounds = model["metrics"].get(column.key, {})
+    half = ""
+    if bounds.get("low") is not None:
+        title = f"[{bounds['low']:.{column.digits}f}, {bounds['high']:.{column.digits}f}]"
+        width = (bounds["high"] - bounds["low"]) / 2
+        half = f'<span class="half" title="{title}">±{width:.{column.digits}f}</span>'
+    shown = escape(column.text(model)).replace("-", "\N{MINUS SIGN}")
+    return f'<td class="{" ".join(kinds)}">{shown}{half}</td>'
+
+
+def _start(column: Column, starts: set[str]) -> str:
+    return ' class="start"' if column.key in starts else ""
+
+
+def _charts(results: Results) -> str:
+    charts = [
+        quality_over_cost(results, "psnr"),
+        quality_over_cost(results, "lpips"),
+        forest(results, "psnr"),
+        forest(results, "lpips"),
+        distribution(results, "psnr"),
+        distribution(results, "lpips"),
+    ]
+    shown = "".join(f"<figure>{chart}</figure>" for chart in charts if chart)
+    return f'<h2>Comparison</h2><div class="charts">{shown}</div>' if shown else ""
+
+
+def _seeds(results: Results) -> str:
+    rows = []
+    for model in results["models"]:
+        for name, entry in model["seeds"].items():
+            if entry is not None:
+                digits = DIGITS[name] + 2
+                rows.append(
+                    f"<tr><td>{escape(name_of(model))}</td><td>{escape(name)}</td>"
+                    f"<td>{entry['seeds']}</td><td>{entry['std']:.{digits}f}</td>"
+                    f"<td>{entry['clip_std']:.{digits}f}</td></tr>"
+                )
+    if not rows:
+        return ""
+    return (
+        "<h2>Spread over noise seeds</h2><table style='min-width:0'><thead><tr><th>Model</th>"
+        "<th>metric</th><th>seeds</th><th>std of the mean</th><th>std of a clip</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _clips(results: Results, folders: Sequence[Path]) -> str:
+    """The baseline's worst and best clip as every model makes them, then each model's own."""
+    names, blocks = results["data"]["clips"], []
+    shared = next((m for m in results["models"] if m["label"] == SHARED_BY), None)
+    if shared is not None and "psnr" in shared["values"]:
+        for place, title in zip(_extremes(shared), ("Hardest", "Easiest"), strict=False):
+            shown = [_picture(m, names, place, folders) for m in results["models"]]
+            blocks.append((f"{title} clip of {SHARED_BY}: {names[place]}", shown))
+    for model in results["models"]:
+        if not model["baseline"] and "psnr" in model["values"]:
+            shown = [_picture(model, names, place, folders) for place in _extremes(model)]
+            blocks.append((f"{name_of(model)}: its own worst and best clip", shown))
+    parts = []
+    for title, shown in blocks:
+        if content := "".join(shown):
+            parts.append(
+                f'<h3 class="group">{escape(title)}</h3><div class="clips">{content}</div>'
+            )
+    if not parts:
+        return ""
+    return (
+        "<h2>Clips</h2><p class='note'>Three frames each; rows: original, reconstruction, "
+        f"absolute error x {ERROR_GAIN}.</p>{''.join(parts)}"
+    )
+
+
+def _extremes(model: Model) -> list[int]:
+    values = [v if v is not None else 0.0 for v in model["values"]["psnr"]]
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return [order[0], order[-1]] if len(order) > 1 else order
+
+
+def _picture(model: Model, names: list[str], place: int, folders: Sequence[Path]) -> str:
+    digest = model["clip_hashes"][place]
+    for folder in folders:
+        path = folder / "pictures" / model["folder"] / f"{digest}.webp"
+        if path.is_file():
+            image = base64.b64encode(path.read_bytes()).decode()
+            psnr = model["values"]["psnr"][place]
+            caption = f"<b>{escape(name_of(model))}</b> {psnr:.2f} dB, {escape(names[place])}"
+            alt = escape(f"{name_of(model)} on {names[place]}: original, reconstruction, error")
+            return (
+                f'<figure><img src="data:image/webp;base64,{image}" alt="{alt}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
+    return ""
+
+
+def _details(results: Results) -> str:
+    data = results["data"]
+    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+    entries = [("Zoo", results["zoo"]), ("Versions", versions), ("Device", results["device"])]
+    for name, value in results["networks"].items():
+        entries.append((name, f"weights sha256 {value}..."))
+    for name, why in results["not_measured"].items():
+        entries.append((name, f"not measured ({why})"))
+    for name, why in results["failed"].items():
+        entries.append((name, f"failed: {why}"))
+    for model in results["models"]:
+        if not model["baseline"]:
+            latents = "x".join(str(n) for n in model["latents"])
+            what = f"{model['source']}, {model['fingerprint']}, latents {latents}, {model['dtype']}"
+            entries.append((model["label"], what))
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in entries)
+    excluded = ""
+    if data["excluded"]:
+        items = "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(why)}</dd>" for key, why in data["excluded"].items()
+        )
+        excluded = (
+            f"<details><summary>{len(data['excluded']):,} excluded clips or files</summary>"
+            f'<dl style="margin-top:10px">{items}</dl></details>'
+        )
+    sentences = "".join(f"<p>{escape(line)}</p>" for line in notes(results)[:3])
+    manifold = _table(results, ("manifold",))
+    if manifold:
+        manifold = (
+            "<h2>Precision, recall, density, coverage</h2>"
+            f"{manifold}<p class='note' style='margin-top:10px'>k = 3 for precision and recall, "
+            "5 for density and coverage.</p>"
+        )
+    return f"{manifold}<h2>Protocol and versions</h2>{sentences}<dl>{listed}</dl>{excluded}"
