@@ -19,10 +19,15 @@ from zoo.benchmark.figures import (
 from zoo.benchmark.pictures import ERROR_GAIN
 from zoo.benchmark.results import Results
 from zoo.benchmark.store import SHARED_BY
-from zoo.benchmark.tables import DIGITS, Column, columns, is_best, name_of, notes
+from zoo.benchmark.tables import DIGITS, Column, columns, is_best, name_of, networks, notes
 
 Model = dict[str, Any]
 STYLE = Path(__file__).with_name("report.css")
+READING = (
+    "Bold: the best of a column. TFLOPs are 2 x MAC, numbers/px are latents for each pixel. Flicker "
+    "is the error of the change from frame to frame in grey levels of 255. Peak memory on a CPU is "
+    "the whole process."
+)
 GROUPS = {
     "cost": "Cost a clip",
     "quality": "Quality (95 % interval)",
@@ -46,9 +51,11 @@ def render(results: Results, *, pictures: Sequence[Path]) -> str:
     sections = [
         _findings(results),
         "<h2>Results</h2>",
-        _table(results, ("cost", "quality", "distribution", "speed")),
-        f'<p class="note" style="margin-top:12px">{escape(_reading(results))}</p>',
+        _table(results, ("cost", "quality", "speed")),
+        f'<p class="note under">{escape(READING)}</p>',
         _charts(results),
+        _by_film(results),
+        _distributions(results),
         _seeds(results),
         _clips(results, pictures),
         _details(results),
@@ -89,24 +96,51 @@ def _findings(results: Results) -> str:
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def _reading(results: Results) -> str:
-    few = [
-        entry
-        for entry in results["models"][0]["distributions"]
-        if entry["headline"] == "kid" and entry["frechet"] is not None
-    ]
-    text = (
-        "Bold: the best of a column. TFLOPs are 2 x MAC, numbers/px are latents for each pixel. "
-        "Flicker is the error of the change from frame to frame in grey levels of 255."
+def _distributions(results: Results) -> str:
+    """Distances between the set of originals and the set of reconstructions."""
+    tables = _table(results, ("distribution",)) + _table(results, ("manifold",))
+    missing = "".join(
+        f"<li>{escape(name)}: not measured ({escape(why)})</li>"
+        for name, why in results["not_measured"].items()
     )
-    if few:
-        text += " Few samples, so read the kernel distances first: " + "; ".join(
-            f"{entry['network']} has N = {entry['samples']:,} samples for "
-            f"{entry['dimensions']:,} dimensions and is biased upwards"
-            for entry in few
-        )
-        text += "."
-    return text
+    if not tables and not missing:
+        return ""
+    lines = " ".join(f"{name}: {e['note']}." for name, e in networks(results).items())
+    note = "k = 3 for precision and recall, 5 for density and coverage."
+    return (
+        f"<h2>Distributions</h2>{tables}"
+        f'<p class="note under">{escape(lines)} {note if tables else ""}</p>'
+        f'<ul class="note">{missing}</ul>'
+    )
+
+
+def _by_film(results: Results) -> str:
+    """Mean PSNR of each film's clips, where there are few films with several clips."""
+    films = [key.rsplit("#", 1)[0] for key in results["data"]["clips"]]
+    names = list(dict.fromkeys(films))
+    if not 1 < len(names) <= 16 or len(names) == len(films):
+        return ""
+    head = "".join(f"<th>{escape(name)}<br>{films.count(name)}</th>" for name in names)
+    rows = []
+    for model in results["models"]:
+        cells = ""
+        for name in names:
+            pairs = zip(films, model["values"]["psnr"], strict=True)
+            values = [value for film, value in pairs if film == name and value is not None]
+            cells += f"<td>{sum(values) / len(values):.2f}</td>" if values else "<td>-</td>"
+        rows.append(f"<tr{_row_kind(results, model)}><td>{escape(name_of(model))}</td>{cells}</tr>")
+    return (
+        '<h2>PSNR dB by film</h2><div class="scroll"><table><thead><tr><th>Model<br>clips</th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _row_kind(results: Results, model: Model) -> str:
+    number = results["models"].index(model)
+    kinds = ["baseline"] if model["baseline"] else []
+    if number and results["models"][number - 1]["baseline"] and not model["baseline"]:
+        kinds.append("first")
+    return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
 def _table(results: Results, groups: Sequence[str]) -> str:
@@ -126,15 +160,11 @@ def _table(results: Results, groups: Sequence[str]) -> str:
         for c in cells
     )
     taken, rows = places(results), []
-    for number, model in enumerate(results["models"]):
-        before = results["models"][number - 1] if number else None
-        kinds = ["baseline"] if model["baseline"] else []
-        if before is not None and before["baseline"] and not model["baseline"]:
-            kinds.append("first")
+    for model in results["models"]:
         mark = colour(taken.get(model["label"], 0), model)
         row = f'<td style="--mark:{mark}"><span class="swatch"></span>{escape(name_of(model))}</td>'
         row += "".join(_cell(c, model, results, starts) for c in cells)
-        rows.append(f'<tr class="{" ".join(kinds)}">{row}</tr>')
+        rows.append(f"<tr{_row_kind(results, model)}>{row}</tr>")
     return (
         f'<div class="scroll"><table><thead><tr class="groups"><th></th>{head}</tr>'
         f"<tr><th>Model</th>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -247,8 +277,6 @@ def _details(results: Results) -> str:
     entries = [("Zoo", results["zoo"]), ("Versions", versions), ("Device", results["device"])]
     for name, value in results["networks"].items():
         entries.append((name, f"weights sha256 {value}..."))
-    for name, why in results["not_measured"].items():
-        entries.append((name, f"not measured ({why})"))
     for name, why in results["failed"].items():
         entries.append((name, f"failed: {why}"))
     for model in results["models"]:
@@ -267,11 +295,4 @@ def _details(results: Results) -> str:
             f'<dl style="margin-top:10px">{items}</dl></details>'
         )
     sentences = "".join(f"<p>{escape(line)}</p>" for line in notes(results)[:3])
-    manifold = _table(results, ("manifold",))
-    if manifold:
-        manifold = (
-            "<h2>Precision, recall, density, coverage</h2>"
-            f"{manifold}<p class='note' style='margin-top:10px'>k = 3 for precision and recall, "
-            "5 for density and coverage.</p>"
-        )
-    return f"{manifold}<h2>Protocol and versions</h2>{sentences}<dl>{listed}</dl>{excluded}"
+    return f"<h2>Protocol and versions</h2>{sentences}<dl>{listed}</dl>{excluded}"

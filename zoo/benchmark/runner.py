@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.benchmark.clips import Clip, ClipSet
 from zoo.benchmark.models import Candidate, Coder, generator_for
 from zoo.benchmark.pictures import keep_pictures
-from zoo.benchmark.store import Row, Store, is_row_of, owner
+from zoo.benchmark.store import SHARED_BY, Row, Store, is_row_of, owner
 from zoo.data.transforms import to_float
 from zoo.errors import RunError, UserError
 from zoo.metrics.evaluation import Scorer
@@ -97,7 +97,8 @@ class Runner:
     def run(self, rows: list[Candidate]) -> None:
         """Measure every candidate; one that fails is noted and the others go on."""
         self._originals()
-        for row in rows:
+        # first the one whose best and worst clips are then kept of all others
+        for row in sorted(rows, key=lambda row: row.label != SHARED_BY):
             try:
                 self._measure(row)
             except RunError:

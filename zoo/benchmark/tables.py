@@ -21,6 +21,7 @@ class Column:
     """A column: `value` is its number (None: not measured), `text` how it is shown.
 
     Attributes:
+        digits: after the point; of a cost: significant ones.
         better: 1: more is better, -1: less is, 0: neither.
         group: columns of a group stand together in the report.
     """
@@ -37,17 +38,19 @@ class Column:
         value = self.value(model)
         if value is None:
             return "-"
-        return "0" if value == 0 and not self.better else f"{value:,.{self.digits}f}"
+        if self.group == "cost":
+            return f"{value:,.0f}" if value >= 1000 else f"{value:.{self.digits}g}"
+        return f"{value:,.{self.digits}f}"
 
 
 def columns(results: Results) -> list[Column]:
     """The columns that have a number in some row."""
     lpips = f"LPIPS-{ {'alexnet': 'Alex', 'vgg16': 'VGG'}[results['protocol']['lpips']] }"
     found = [
-        Column("parameters", "M params", _scaled("parameters", 1e-6), 2, group="cost"),
+        Column("parameters", "M params", _scaled("parameters", 1e-6), 3, group="cost"),
         Column("tflops_encode", "enc TFLOPs", _scaled("tflops_encode", 1), 3, group="cost"),
         Column("tflops_decode", "dec TFLOPs", _scaled("tflops_decode", 1), 3, group="cost"),
-        Column("numbers_per_pixel", "numbers/px", _scaled("numbers_per_pixel", 1), 4, group="cost"),
+        Column("numbers_per_pixel", "numbers/px", _scaled("numbers_per_pixel", 1), 3, group="cost"),
     ]
     for name in METRICS:
         title = lpips if name == "lpips" else TITLES[name]
@@ -93,7 +96,8 @@ def to_csv(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """A table for a README, with the protocol under it."""
-    cells = [c for c in columns(results) if c.group != "manifold"]
+    cells = [c for c in columns(results) if c.group not in ("manifold", "distribution")]
+    cells += [c for c in columns(results) if c.group == "distribution"]
     lines = [f"| {results['data']['name']} | " + " | ".join(c.title for c in cells) + " |"]
     lines.append("|---" * (len(cells) + 1) + "|")
     for model in results["models"]:
@@ -166,7 +170,7 @@ def is_best(column: Column, model: Model, results: Results) -> bool:
     """Whether a row has the best number of a column."""
     values = [v for m in results["models"] if (v := column.value(m)) is not None]
     mine = column.value(model)
-    if not column.better or mine is None or len(values) < 2:
+    if not column.better or mine is None or min(values) == max(values):
         return False
     return mine == (max(values) if column.better > 0 else min(values))
 

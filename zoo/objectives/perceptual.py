@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -56,8 +57,9 @@ def build_lpips(net: str, *, spatial: bool = False) -> nn.Module:
     name: Any = net
     weights = load_lpips_backbone(name, fetch(f"lpips_{net}.ckpt"))
     short = {"vgg16": "vgg", "alexnet": "alex"}[net]
-    # the package announces itself on stdout
-    with contextlib.redirect_stdout(io.StringIO()):
+    # the package announces itself on stdout and builds its net in a deprecated way
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         module: nn.Module = lpips.LPIPS(net=short, pretrained=True, pnet_rand=True, spatial=spatial)
     convs = [m for m in module.net.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[union-attr]
     if 2 * len(convs) != len(weights):
