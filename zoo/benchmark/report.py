@@ -24,8 +24,8 @@ from zoo.benchmark.tables import DIGITS, Column, columns, is_best, name_of, netw
 Model = dict[str, Any]
 STYLE = Path(__file__).with_name("report.css")
 READING = (
-    "Bold: the best of a column. TFLOPs are 2 x MAC, numbers/px are latents for each pixel. Flicker "
-    "is the error of the change from frame to frame in grey levels of 255. Peak memory on a CPU is "
+    "Bold: the best of a column. TFLOPs are 2 x MAC; numbers/px: latents for each pixel; flicker: "
+    "the error of the change from frame to frame in grey levels of 255. Peak memory on a CPU is "
     "the whole process."
 )
 GROUPS = {
