@@ -100,7 +100,8 @@ class Coder:
 
 def generator_for(key: str, seed: int) -> torch.Generator:
     """The noise of a clip: a function of its key and the seed, not of what ran before."""
-    return torch.Generator().manual_seed(zlib.crc32(key.encode()) + (seed << 32))
+    # torch's generator on a CPU looks at 32 bits only
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {key}".encode()))
 
 
 class AveragePool:
@@ -149,8 +150,9 @@ def candidate(text: str, *, device: str) -> Candidate:
         path = Path(file).expanduser()
         if not path.is_file():
             raise UserError(f"there is no file {path}: give FILE.py:FUNCTION")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        return Candidate(path.stem, text, digest, partial(_call, path, function, device))
+        digest = hashlib.sha256(path.read_bytes() + function.encode()).hexdigest()[:16]
+        label = path.stem if function == "build" else f"{path.stem}.{function}"
+        return Candidate(label, text, digest, partial(_call, path, function, device))
     if text.startswith("dir:"):
         folder = Path(text.removeprefix("dir:")).expanduser()
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
