@@ -11,6 +11,7 @@ from typing import Any
 from zoo.errors import UserError, closest
 
 SCHEMA_VERSION = 1
+SSIM_WINDOW = 11  # pixels: no frame may be smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,12 @@ def protocol(name: str, **changes: Any) -> Protocol:
     """A named protocol with changes; a changed one no longer bears the name alone.
 
     Raises:
-        UserError: unknown name, or a size or frame count below 1.
+        UserError: unknown name, or a frame count or size that is too small.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol '{name}': did you mean '{closest(name, PROTOCOLS)[0]}'?")
     asked = {key: value for key, value in changes.items() if value is not None}
-    for key in ("frames", "size"):
-        if asked.get(key, 1) < 1:
-            raise UserError(f"--{key} {asked[key]}: give at least 1")
+    for key, least in (("frames", 1), ("size", SSIM_WINDOW)):
+        if asked.get(key, least) < least:
+            raise UserError(f"--{key} {asked[key]}: give at least {least}")
     return dataclasses.replace(PROTOCOLS[name], **asked)

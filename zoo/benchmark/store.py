@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +44,8 @@ class Store:
         self.rows: list[Row] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = self.path.open("a+b")
+            # unbuffered: what failed to be written must not come back when the file is closed
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise UserError(
                 f"can't write to {folder} ({error.strerror}): give another --out"
@@ -95,8 +96,9 @@ class Store:
         """
         place = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps(row).encode() + b"\n"
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
             self._undo(place)
@@ -104,19 +106,13 @@ class Store:
         self.rows.append(row)
 
     def _undo(self, place: int) -> None:
-        """Cut off a torn line; a new handle, for the old one still wants to write it."""
-        try:
-            with self.path.open("r+b") as file:
-                file.truncate(place)
-        except OSError:
-            return  # the next run cuts it off
+        """Cut off a torn line."""
+        with suppress(OSError):  # the next run cuts it off
+            self._file.truncate(place)
 
     def close(self) -> None:
         """Let others write."""
-        try:
-            self._file.close()
-        except OSError:
-            return  # a full disk was said before
+        self._file.close()
 
     def of_kind(self, kind: str) -> Iterator[Row]:
         """Rows of a kind, in their order."""

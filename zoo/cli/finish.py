@@ -103,8 +103,8 @@ def table(rows: list[Row], *, title: str) -> Table:
     """The rows as a table."""
     result = Table("model", "PSNR dB", "SSIM", "LPIPS-Alex", "flicker", title=title)
     for row in rows:
-        lpips = f"{row['lpips']:.4f}" if "lpips" in row else "not measured"
-        cells = (f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", lpips, f"{row['flicker']:.2f}")
+        digits = {"psnr": 2, "ssim": 4, "lpips": 4, "flicker": 2}
+        cells = (f"{row[k]:.{n}f}" if k in row else "not measured" for k, n in digits.items())
         result.add_row(str(row["model"]), *cells)
     return result
 

@@ -80,7 +80,8 @@ def evaluate(
         scorer: measures.
 
     Returns:
-        One row a model, in their order: `model`, `clips` and the means by metric.
+        One row a model, in their order: `model`, `clips` and the means by metric, without those
+        that no clip has (a single frame doesn't flicker).
     """
     measured: dict[str, dict[str, list[Tensor]]] = {name: {} for name in models}
     for x in clips:
@@ -91,6 +92,6 @@ def evaluate(
     for name, parts in measured.items():
         joined = {key: torch.cat(values).double() for key, values in parts.items()}
         count = max((len(values) for values in joined.values()), default=0)
-        means = {key: float(values.nanmean()) for key, values in joined.items()}
+        means = {key: float(v.nanmean()) for key, v in joined.items() if not v.isnan().all()}
         rows.append({"model": name, "clips": count, **means})
     return rows

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.benchmark.runner import Advance
 
 _LOG = logging.getLogger("zoo")
+SHOWN_EXCLUDED = 20
 
 EXAMPLES = """examples:
   zoo benchmark reconstruction --data package-clips --out runs/bench --models cdt_tiny.clips
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str]) -> int:
                 _LOG.info("%d rows are kept: the same command goes on", len(store.rows))
                 raise
         _LOG.info("%d rows added to %s", len(store.rows) - before, store.path)
+        if options.baseline in runner.failures:
+            raise RunError("; ".join(runner.failures.values()))
         results = collect(
             runner, rows, baseline=options.baseline, missing=missing, header=store.rows[0]
         )
@@ -114,8 +117,10 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         store.close()
     show(results)
-    for key, reason in data.excluded.items():
+    for key, reason in list(data.excluded.items())[:SHOWN_EXCLUDED]:
         _LOG.info("excluded %s: %s", key, reason)
+    if len(data.excluded) > SHOWN_EXCLUDED:
+        _LOG.info("and %d more: see the report", len(data.excluded) - SHOWN_EXCLUDED)
     say(str(report))
     if runner.failures:
         raise RunError("; ".join(runner.failures.values()))
