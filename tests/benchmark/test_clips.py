@@ -157,7 +157,7 @@ def test_baselines_reproduce_the_published_rows_of_carphone() -> None:
     data = open_data(str(path), lambda **_: rules, limit=None)
     clips = [to_float(clip.pixels)[None] for clip in data.clips()]
     assert len(clips) == 7
-    scores = {"pool-8": 21.3, "PCA-8": 25.5, "PCA-16": 28.1}
+    scores = {"pool-8": 21.3, "PCA-8": 25.7, "PCA-16": 28.6}
     for name, expected in scores.items():
         coder = AveragePool() if name == "pool-8" else frozen_pca(int(name[4:]))
         found = []
