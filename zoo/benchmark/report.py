@@ -31,8 +31,8 @@ READING = (
 GROUPS = {
     "cost": "Cost a clip",
     "quality": "Quality (95 % interval)",
-    "distribution": "Distribution",
-    "manifold": "Manifold",
+    "distribution": "Distance of the sets",
+    "manifold": "Manifolds",
     "speed": "Speed",
 }
 
@@ -45,7 +45,8 @@ def render(results: Results, *, pictures: Sequence[Path]) -> str:
         pictures: run folders whose pictures/ hold the strips of clips.
     """
     data, rules = results["data"], results["protocol"]
-    things = "pictures" if rules["frames"] == 1 else f"clips of {data['films']:,} films"
+    films = f"{data['films']:,} film{'s' * (data['films'] > 1)}"
+    things = "pictures" if rules["frames"] == 1 else f"clips of {films}"
     shape = f"{rules['size']}x{rules['size']}"
     shape = shape if rules["frames"] == 1 else f"{rules['frames']} frames, {shape}"
     sections = [
@@ -98,18 +99,24 @@ def _findings(results: Results) -> str:
 
 def _distributions(results: Results) -> str:
     """Distances between the set of originals and the set of reconstructions."""
-    tables = _table(results, ("distribution",)) + _table(results, ("manifold",))
+    tables = "".join(
+        f'<h3 class="group">{escape(name)} <span class="soft">{escape(entry["note"])}</span></h3>'
+        + _table(results, ("distribution", "manifold"), network=name)
+        for name, entry in networks(results).items()
+    )
     missing = "".join(
         f"<li>{escape(name)}: not measured ({escape(why)})</li>"
         for name, why in results["not_measured"].items()
     )
     if not tables and not missing:
         return ""
-    lines = " ".join(f"{name}: {e['note']}." for name, e in networks(results).items())
-    note = "k = 3 for precision and recall, 5 for density and coverage."
+    note = (
+        "The distance to read first stands first. Kernel distances: ± their deviation over "
+        "subsets. Neighbours: 3 for precision and recall, 5 for density and coverage."
+    )
     return (
         f"<h2>Distributions</h2>{tables}"
-        f'<p class="note under">{escape(lines)} {note if tables else ""}</p>'
+        f'<p class="note under">{note if tables else ""}</p>'
         f'<ul class="note">{missing}</ul>'
     )
 
@@ -143,8 +150,9 @@ def _row_kind(results: Results, model: Model) -> str:
     return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
-def _table(results: Results, groups: Sequence[str]) -> str:
+def _table(results: Results, groups: Sequence[str], *, network: str = "") -> str:
     cells = [c for group in groups for c in columns(results) if c.group == group]
+    cells = [c for c in cells if c.network == network]
     if not cells:
         return ""
     starts = {next(g).key for _, g in groupby(cells, key=lambda c: c.group)}
@@ -176,12 +184,13 @@ def _cell(column: Column, model: Model, results: Results, starts: set[str]) -> s
         *(["start"] if column.key in starts else []),
         *(["best"] if is_best(column, model, results) else []),
     ]
-    bounds = model["metrics"].get(column.key, {})
-    half = ""
-    if bounds.get("low") is not None:
-        title = f"[{bounds['low']:.{column.digits}f}, {bounds['high']:.{column.digits}f}]"
-        width = (bounds["high"] - bounds["low"]) / 2
-        half = f'<span class="half" title="{title}">±{width:.{column.digits}f}</span>'
+    half = column.half_text(model)
+    if half:
+        bounds = model["metrics"].get(column.key)
+        title = "deviation over subsets"
+        if bounds is not None:
+            title = f"[{bounds['low']:.{column.digits}f}, {bounds['high']:.{column.digits}f}]"
+        half = f'<span class="half" title="{title}">±{half}</span>'
     shown = escape(column.text(model)).replace("-", "\N{MINUS SIGN}")
     return f'<td class="{" ".join(kinds)}">{shown}{half}</td>'
 

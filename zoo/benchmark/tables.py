@@ -24,6 +24,8 @@ class Column:
         digits: after the point; of a cost: significant ones.
         better: 1: more is better, -1: less is, 0: neither.
         group: columns of a group stand together in the report.
+        half: half the width of its interval, or a deviation; None where there is none.
+        network: whose features a distance compares.
     """
 
     key: str
@@ -32,6 +34,8 @@ class Column:
     digits: int
     better: int = 0
     group: str = "quality"
+    half: Callable[[Model], float | None] = lambda model: None
+    network: str = ""
 
     def text(self, model: Model) -> str:
         """The number as shown."""
@@ -39,8 +43,14 @@ class Column:
         if value is None:
             return "-"
         if self.group == "cost":
-            return f"{value:,.0f}" if value >= 1000 else f"{value:.{self.digits}g}"
+            tiny = 0 < value < 0.0005
+            return "<0.001" if tiny else f"{value:.{3 if value < 1000 else 4}g}"
         return f"{value:,.{self.digits}f}"
+
+    def half_text(self, model: Model) -> str:
+        """The interval's half as shown; empty where there is none."""
+        half = self.half(model)
+        return "" if half is None else f"{half:,.{self.digits}f}"
 
 
 def columns(results: Results) -> list[Column]:
@@ -54,17 +64,24 @@ def columns(results: Results) -> list[Column]:
     ]
     for name in METRICS:
         title = lpips if name == "lpips" else TITLES[name]
+        better = 1 if HIGHER[name] else -1
         found.append(
-            Column(name, title, _metric(name), DIGITS[name], better=1 if HIGHER[name] else -1)
+            Column(name, title, _metric(name), DIGITS[name], better, "quality", _half(name))
         )
     for name, entry in networks(results).items():
-        frechet = Column(f"frechet_{name}", name, _entry(name, "frechet"), 2, -1, "distribution")
-        title = f"{entry['kid_name']} x1000"
-        kid = Column(f"kid_{name}", title, _entry(name, "kid", 1000), 3, -1, "distribution")
+        frechet = Column(
+            *(f"frechet_{name}", name, _entry(name, "frechet"), 2, -1, "distribution"),
+            network=name,
+        )
+        kid = Column(
+            *(f"kid_{name}", f"{entry['kid_name']} x1000", _entry(name, "kid", 1000), 2, -1),
+            *("distribution", _entry(name, "kid_std", 1000)),
+            network=name,
+        )
         found += [kid, frechet] if entry["headline"] == "kid" else [frechet, kid]
         for key in ("precision", "recall", "density", "coverage"):
-            title = f"{key} ({name.split('-')[-1]})"
-            found.append(Column(f"{key}_{name}", title, _entry(name, key), 3, 1, "manifold"))
+            value = _entry(name, key)
+            found.append(Column(f"{key}_{name}", key, value, 3, 1, "manifold", network=name))
     for key, title, scale, digits in (
         ("encode_fps", "enc fps", 1.0, 1),
         ("decode_fps", "dec fps", 1.0, 1),
@@ -134,7 +151,8 @@ def to_latex(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What belongs under the table, a sentence each."""
     data = results["data"]
-    count = f"{len(data['clips']):,} clips of {data['films']:,} films"
+    films = f"{data['films']:,} film{'s' * (data['films'] > 1)}"
+    count = f"{len(data['clips']):,} clips of {films}"
     if results["protocol"]["frames"] == 1:
         count = f"{len(data['clips']):,} pictures"
     found = [
@@ -176,11 +194,8 @@ def is_best(column: Column, model: Model, results: Results) -> bool:
 
 
 def _with_interval(column: Column, model: Model) -> str:
-    bounds = model["metrics"].get(column.key, {})
-    if bounds.get("low") is None:
-        return column.text(model)
-    half = (bounds["high"] - bounds["low"]) / 2
-    return f"{column.text(model)} ± {half:.{column.digits}f}"
+    half = column.half_text(model)
+    return f"{column.text(model)} ± {half}" if half else column.text(model)
 
 
 def _scaled(key: str, scale: float) -> Callable[[Model], float | None]:
@@ -198,6 +213,14 @@ def networks(results: Results) -> dict[str, Model]:
         for entry in model["distributions"]:
             found.setdefault(entry["network"], entry)
     return found
+
+
+def _half(name: str) -> Callable[[Model], float | None]:
+    def value(model: Model) -> float | None:
+        bounds = model["metrics"].get(name, {})
+        return None if bounds.get("low") is None else (bounds["high"] - bounds["low"]) / 2
+
+    return value
 
 
 def _entry(network: str, key: str, scale: float = 1.0) -> Callable[[Model], float | None]:
