@@ -101,9 +101,12 @@ def _batches(source: Source, size: int, device: torch.device) -> Iterator[Tensor
 
 def table(rows: list[Row], *, title: str) -> Table:
     """The rows as a table."""
-    result = Table("model", "PSNR dB", "SSIM", "LPIPS-Alex", "flicker", title=title)
+    titles = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS-Alex", "flicker": "flicker"}
+    digits = {"psnr": 2, "ssim": 4, "lpips": 4, "flicker": 2}
+    if not any("flicker" in row for row in rows):  # pictures don't
+        del titles["flicker"], digits["flicker"]
+    result = Table("model", *titles.values(), title=title)
     for row in rows:
-        digits = {"psnr": 2, "ssim": 4, "lpips": 4, "flicker": 2}
         cells = (f"{row[k]:.{n}f}" if k in row else "not measured" for k, n in digits.items())
         result.add_row(str(row["model"]), *cells)
     return result
