@@ -36,6 +36,7 @@ class Candidate:
         fingerprint: of its weights: rows of other weights are another model's.
         build: makes the object; called once and only if something is left to measure.
         baseline: one of the trivial codes.
+        steps: sampling steps of a diffusion decoder.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Candidate:
     fingerprint: str
     build: Callable[[], Any]
     baseline: bool = False
+    steps: int = 1
 
 
 class Coder:
@@ -173,7 +175,7 @@ def candidate(text: str, *, device: str) -> Candidate:
     return Candidate(label or text, text, weights.hexdigest()[:16], build)
 
 
-def candidates(texts: list[str], *, device: str) -> list[Candidate]:
+def candidates(texts: list[str], *, steps: int, device: str) -> list[Candidate]:
     """The baselines and the models, each with a label of its own.
 
     Raises:
@@ -182,6 +184,7 @@ def candidates(texts: list[str], *, device: str) -> list[Candidate]:
     rows, seen = baselines(), {"pool-8", "PCA-8", "PCA-16"}
     for text in texts:
         row = candidate(text, device=device)
+        row.steps = steps
         if any(row.source == other.source for other in rows):
             raise UserError(f"{text} is given twice in --models")
         stem, number = row.label, 1

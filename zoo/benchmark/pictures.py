@@ -39,9 +39,7 @@ def encode(picture: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def keep_pictures(
-    store: Store, row: Candidate, clip: Clip, y: Tensor, steps: int, psnr: float
-) -> None:
+def keep_pictures(store: Store, row: Candidate, clip: Clip, y: Tensor, psnr: float) -> None:
     """Write the strip of a clip that is the best or the worst so far, or among the shared ones.
 
     Pictures that are neither any more stay until the end of the run: `extremes` chooses.
@@ -49,12 +47,12 @@ def keep_pictures(
     known = [
         r["psnr"]
         for r in store.of_kind("clip")
-        if is_row_of(r, row, steps) and not r["seed"] and r["psnr"] is not None
+        if is_row_of(r, row) and not r["seed"] and r["psnr"] is not None
     ]
     shared = [r for r in store.of_kind("clip") if r["label"] == SHARED_BY and r["psnr"] is not None]
     wanted = not known or psnr > max(known) or psnr < min(known)
     if wanted or clip.sha256 in extremes(shared):
-        place = store.folder / "pictures" / owner(row.label, row.fingerprint, steps)
+        place = store.folder / "pictures" / owner(row)
         with whole_file(place / f"{clip.sha256}.webp") as file:
             file.write(encode(strip(clip.pixels, to_uint8(y))))
 

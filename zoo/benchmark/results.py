@@ -97,13 +97,13 @@ def compare_to(results: Results, baseline: str) -> None:
 
 def _model(runner: Runner, row: Candidate) -> Row:
     store, hashes = runner.store, runner.survey.hashes
-    facts = [r for r in store.of_kind("model") if is_row_of(r, row, runner.steps)][-1]
+    facts = [r for r in store.of_kind("model") if is_row_of(r, row)][-1]
     wanted = set(hashes.values())
     # the last row of a clip and seed counts: an earlier one lacked a network
     latest = {
         (r["sha256"], r["seed"]): r
         for r in store.of_kind("clip")
-        if is_row_of(r, row, runner.steps) and r["sha256"] in wanted and r["seed"] < runner.seeds
+        if is_row_of(r, row) and r["sha256"] in wanted and r["seed"] < runner.seeds
     }
     seeds = sorted({seed for _, seed in latest})
     by_seed = {seed: [latest[digest, seed] for digest in hashes.values()] for seed in seeds}
@@ -122,7 +122,7 @@ def _model(runner: Runner, row: Candidate) -> Row:
     return {
         **{key: value for key, value in facts.items() if key not in dropped},
         "clip_hashes": list(hashes.values()),
-        "folder": owner(row.label, row.fingerprint, runner.steps),
+        "folder": owner(row),
         "metrics": {name: interval(column) for name, column in averaged.items()},
         "seeds": {name: over_seeds(parts) for name, parts in values.items() if len(parts) > 1},
         "distributions": [_distribution(runner, row, net) for net in runner.networks],
@@ -140,7 +140,7 @@ def _distribution(runner: Runner, row: Candidate, net: FeatureNet) -> Row:
     from zoo.metrics.distributions import KID, FrechetDistance, Manifold
 
     frechet, kid, manifold = FrechetDistance(net.dimensions), KID(paired=True), Manifold()
-    key, place = f"{net.name} {net.version}", owner(row.label, row.fingerprint, runner.steps)
+    key, place = f"{net.name} {net.version}", owner(row)
     count = 0
     for digest in runner.survey.hashes.values():
         for folder, real in (("originals", True), (place, False)):

@@ -76,7 +76,6 @@ class Runner:
         scorer: measures clips.
         networks: for distances between sets.
         device: where models run.
-        steps: sampling steps of diffusion decoders.
         seeds: how many noise seeds a stochastic decoder is measured with.
         advance: told the label, clips done and clips to do.
 
@@ -89,7 +88,6 @@ class Runner:
     scorer: Scorer
     networks: list[FeatureNet]
     device: str
-    steps: int
     seeds: int
     advance: Advance
     failures: dict[str, str] = field(default_factory=dict)
@@ -145,9 +143,7 @@ class Runner:
 
     def _known_facts(self, row: Candidate) -> Row | None:
         for known in self.store.of_kind("model"):
-            if is_row_of(known, row, self.steps) and (
-                self.seeds == 1 or known["stochastic"] is not None
-            ):
+            if is_row_of(known, row) and (self.seeds == 1 or known["stochastic"] is not None):
                 return known
         return None
 
@@ -160,14 +156,14 @@ class Runner:
         return {
             (known["sha256"], known["seed"])
             for known in self.store.of_kind("clip")
-            if is_row_of(known, row, self.steps) and needed <= known.keys()
+            if is_row_of(known, row) and needed <= known.keys()
             if known["seed"] or names <= self._kept(row, known["sha256"])
         }
 
     def _kept(self, row: Candidate, digest: str) -> set[str]:
         if not self.networks:
             return set()
-        return set(self.store.features(owner(row.label, row.fingerprint, self.steps), digest))
+        return set(self.store.features(owner(row), digest))
 
     def _facts(self, row: Candidate, coder: Coder) -> Row:
         """Size and cost of a model, on the first clip, which warms it up too."""
@@ -184,7 +180,7 @@ class Runner:
                 z = coder.encode(x)
             made.append(counter.get_total_flops())
             with FlopCounterMode(display=False) as counter:
-                y = self._decode(coder, z, clip, seed)
+                y = self._decode(coder, z, clip, steps=row.steps, seed=seed)
             made.append(counter.get_total_flops())
             if count:
                 flops.extend(made)
@@ -202,7 +198,7 @@ class Runner:
             "kind": "model",
             "label": row.label,
             "fingerprint": row.fingerprint,
-            "steps": self.steps,
+            "steps": row.steps,
             "source": row.source,
             "baseline": row.baseline,
             "parameters": sum(sizes),
@@ -223,12 +219,12 @@ class Runner:
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{row.label}: {what} ({reason[0][:160]})") from error
 
-    def _decode(self, coder: Coder, z: Tensor, clip: Clip, seed: int) -> Tensor:
+    def _decode(self, coder: Coder, z: Tensor, clip: Clip, *, steps: int, seed: int) -> Tensor:
         frames, height, width = clip.pixels.shape[1:]
         return coder.decode(
             z,
             size=(frames, height, width),
-            steps=self.steps,
+            steps=steps,
             generator=generator_for(clip.key, seed),
         )
 
@@ -241,7 +237,7 @@ class Runner:
             start = _now(self.device)
             z = coder.encode(given)
             middle = _now(self.device)
-            y = self._decode(coder, z, clip, seed)
+            y = self._decode(coder, z, clip, steps=row.steps, seed=seed)
             end = _now(self.device)
             return y.float().cpu(), middle - start, end - middle, peak(self.device)
 
@@ -254,16 +250,16 @@ class Runner:
             for name, value in ((k, float(v)) for k, v in self.scorer(y, x).items())
         }
         if not seed:
-            place = owner(row.label, row.fingerprint, self.steps)
+            place = owner(row)
             if self.networks:
                 self.store.keep_features(place, clip.sha256, self._features(y))
-            keep_pictures(self.store, row, clip, y[0], self.steps, values["psnr"] or 0.0)
+            keep_pictures(self.store, row, clip, y[0], values["psnr"] or 0.0)
         self.store.append(
             {
                 "kind": "clip",
                 "label": row.label,
                 "fingerprint": row.fingerprint,
-                "steps": self.steps,
+                "steps": row.steps,
                 "seed": seed,
                 "clip": clip.key,
                 "film": clip.film,

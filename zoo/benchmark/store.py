@@ -157,18 +157,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             part.unlink(missing_ok=True)
 
 
-def is_row_of(known: Row, row: Candidate, steps: int) -> bool:
+def is_row_of(known: Row, row: Candidate) -> bool:
     """Whether a stored row is of this model, these weights and this number of steps."""
-    return (known["label"], known["fingerprint"], known["steps"]) == (
-        row.label,
-        row.fingerprint,
-        steps,
-    )
+    mine = (row.label, row.fingerprint, row.steps)
+    return (known["label"], known["fingerprint"], known["steps"]) == mine
 
 
-def owner(label: str, fingerprint: str, steps: int) -> str:
+def owner(row: Candidate) -> str:
     """The folder name of what belongs to a model."""
-    return f"{re.sub('[^A-Za-z0-9_.-]', '_', label)}-{fingerprint[:8]}-{steps}"
+    stem = re.sub("[^A-Za-z0-9_.-]", "_", row.label)
+    return f"{stem}-{row.fingerprint[:8]}-{row.steps}"
 
 
 def _full(path: Path, error: OSError) -> str:

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     from zoo.metrics.evaluation import Scorer
     from zoo.metrics.networks import load_networks
 
-    rows = candidates(options.models, device=options.device)
+    rows = candidates(options.models, steps=options.steps, device=options.device)
     if options.baseline not in {row.label for row in rows}:
         known = ", ".join(row.label for row in rows)
         raise UserError(f"--baseline {options.baseline} is no row of the table: {known}")
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             scorer = Scorer(lpips=rules.lpips, spatial=rules.lpips_spatial)
             networks, missing = load_networks(options.device, video=rules.frames > 1)
             runner = Runner(
-                *(store, survey, scorer, networks, options.device, options.steps),
+                *(store, survey, scorer, networks, options.device),
                 *(options.seeds, advance),
             )
             before = len(store.rows)
