@@ -18,6 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from zoo.errors import UserError
 
 Array = NDArray[np.float64]
+_WHOLE_KERNELS = 4096  # samples whose kernel matrices, 134 MB each, are kept
 
 
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
@@ -164,18 +165,34 @@ class KID(_Samples):
         if size > min(len(real), len(fake)):
             raise UserError(f"subsets of {size} from {len(real)} and {len(fake)} samples")
         values = []
+        # computed once where they fit: the subsets overlap a lot
+        whole = _kernels(fake, real) if max(len(real), len(fake)) <= _WHOLE_KERNELS else None
         for _ in range(self.subsets):
             mine = rng.choice(len(fake), size, replace=False)
             other = mine if self.paired else rng.choice(len(real), size, replace=False)
-            values.append(polynomial_mmd(fake[mine], real[other], paired=self.paired))
+            if whole is None:
+                kernels = _kernels(fake[mine], real[other])
+            else:
+                xx, yy, xy = whole
+                kernels = (
+                    xx[np.ix_(mine, mine)],
+                    yy[np.ix_(other, other)],
+                    xy[np.ix_(mine, other)],
+                )
+            values.append(unbiased_mmd(*kernels, paired=self.paired))
         result = torch.tensor(values, dtype=torch.float64)
         return result.mean(), result.std(unbiased=False)
 
 
-def polynomial_mmd(x: Array, y: Array, *, paired: bool = False) -> float:
-    """Unbiased MMD^2 of two sets [N,D] with the kernel (x.y / D + 1)^3."""
-    count, size = x.shape
-    xx, yy, xy = (np.power(a @ b.T / size + 1, 3) for a, b in ((x, x), (y, y), (x, y)))
+def _kernels(x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """(x.x / D + 1)^3 and likewise y.y and x.y, of sets [N,D] and [M,D]."""
+    xx, yy, xy = (np.power(a @ b.T / x.shape[1] + 1, 3) for a, b in ((x, x), (y, y), (x, y)))
+    return xx, yy, xy
+
+
+def unbiased_mmd(xx: Array, yy: Array, xy: Array, *, paired: bool = False) -> float:
+    """Unbiased MMD^2 of two sets of N samples from their kernel matrices [N,N]."""
+    count = len(xx)
     within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (count * (count - 1))
     if paired:
         return float(within - 2 * (xy.sum() - np.trace(xy)) / (count * (count - 1)))
