@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,8 +144,9 @@ def load_inception(
     try:
         # torch-fidelity unpickles the file without limits: let only tensors through
         torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} holds no Inception weights ({error})") from error
+    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"{path} holds no Inception weights ({reason}): fetch it anew") from error
     net: nn.Module = FeatureExtractorInceptionV3(
         "inception-v3-compat", [layer], feature_extractor_weights_path=str(path)
     )
