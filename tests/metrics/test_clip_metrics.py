@@ -178,3 +178,17 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         assert together.keys() == alone.keys()
         for name, value in alone.items():
             assert together[name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+
+
+def test_a_range_that_looks_like_0_to_1_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    from zoo.metrics.reconstruction import _warn_of_range
+
+    y, x = pair()
+    _warn_of_range.cache_clear()
+    PSNR().update(y, x)
+    assert not caplog.records
+    for _ in range(2):
+        PSNR().update((y.clamp(-1, 1) + 1) / 2, (x + 1) / 2)
+    assert [r.message for r in caplog.records] == [
+        "no pixel is negative: metrics take pixels in [-1, 1], is this [0, 1]?"
+    ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,7 @@ from zoo.diffusion.schedule import add_noise
 from zoo.errors import UserError
 from zoo.nets.cdt import CDT
 
+_LOG = logging.getLogger(__name__)
 _WINDOW, _SIGMA = 11, 1.5
 
 
@@ -28,7 +32,15 @@ def checked(y: Tensor, x: Tensor) -> Tensor:
         raise UserError(f"can't compare {tuple(y.shape)} with {tuple(x.shape)}: give [B,3,T,H,W]")
     if x.min() < -1.001 or x.max() > 1.001:
         raise UserError(f"pixels in [{x.min():.3g}, {x.max():.3g}]: metrics take pixels in [-1, 1]")
+    if x.min() >= 0 and y.min() >= 0:
+        _warn_of_range()
     return to_8bit(y)
+
+
+@cache
+def _warn_of_range() -> None:
+    """Once: bright clips exist, but a range given by mistake is likelier."""
+    _LOG.warning("no pixel is negative: metrics take pixels in [-1, 1], is this [0, 1]?")
 
 
 def frames_of(x: Tensor) -> Tensor:
