@@ -229,17 +229,16 @@ class Runner:
         )
 
     def _score(self, row: Candidate, coder: Coder, clip: Clip, seed: int) -> None:
-        x = to_float(clip.pixels)[None]
+        x = to_float(clip.pixels)[None].to(self.device)
 
         def timed() -> tuple[Tensor, float, float, int | None]:
-            given = x.to(self.device)
             reset_peak(self.device)
             start = _now(self.device)
-            z = coder.encode(given)
+            z = coder.encode(x)
             middle = _now(self.device)
             y = self._decode(coder, z, clip, steps=row.steps, seed=seed)
             end = _now(self.device)
-            return y.float().cpu(), middle - start, end - middle, peak(self.device)
+            return y.float(), middle - start, end - middle, peak(self.device)
 
         y, encode_s, decode_s, memory = self._guard(row, f"it fails on {clip.key}", timed)
         if not torch.isfinite(y).all():
@@ -253,7 +252,7 @@ class Runner:
             place = owner(row)
             if self.networks:
                 self.store.keep_features(place, clip.sha256, self._features(y))
-            keep_pictures(self.store, row, clip, y[0], values["psnr"] or 0.0)
+            keep_pictures(self.store, row, clip, y[0].cpu(), values["psnr"] or 0.0)
         self.store.append(
             {
                 "kind": "clip",

@@ -62,7 +62,7 @@ class FrechetDistance(Metric):
 
     def update(self, features: Tensor, *, real: bool) -> None:
         """Add features [N,D]."""
-        kind, wide = "real" if real else "fake", features.double()
+        kind, wide = "real" if real else "fake", features.to(self.device).double()
         setattr(self, f"{kind}_sum", getattr(self, f"{kind}_sum") + wide.sum(0))
         setattr(self, f"{kind}_outer", getattr(self, f"{kind}_outer") + wide.T @ wide)
         setattr(self, f"{kind}_count", getattr(self, f"{kind}_count") + len(wide))
@@ -101,7 +101,7 @@ class _Samples(Metric):
 
     def update(self, features: Tensor, *, real: bool) -> None:
         """Add features [N,D]."""
-        (self.real if real else self.fake).append(features.float().cpu())
+        (self.real if real else self.fake).append(features.float().to(self.device))
 
     def sets(self, *, paired: bool) -> tuple[Array, Array]:
         """Originals and reconstructions, float64; paired rows stay side by side.
@@ -109,7 +109,7 @@ class _Samples(Metric):
         Raises:
             UserError: too few samples, or pairs that aren't.
         """
-        real, fake = (dim_zero_cat(part).double().numpy() for part in (self.real, self.fake))
+        real, fake = (dim_zero_cat(part).double().cpu().numpy() for part in (self.real, self.fake))
         if min(len(real), len(fake)) < 2:
             raise UserError(
                 f"a comparison of distributions needs 2 samples of each set, got {len(real)} and "
