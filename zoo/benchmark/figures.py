@@ -17,6 +17,7 @@ Model = dict[str, Any]
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 16, 48
 COLOURS = 8
+_LETTER = 7.2  # pixels a letter of a label, about
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def quality_over_cost(results: Results, metric: str) -> str | None:
         at = y(model["metrics"][metric]["mean"])
         parts.append(line(x.start, at, x.end, at, kind="reference"))
         parts.append(text(x.end, at - 5, model["label"], anchor="end", kind="tick"))
-    taken = places(results)
+    taken, labels = places(results), list[tuple[float, float, float]]()
     for model in nets:
         entry, look = model["metrics"][metric], colour(taken[model["label"]], model)
         at_x, at_y = x(model["tflops_decode"]), y(entry["mean"])
@@ -153,15 +154,28 @@ def quality_over_cost(results: Results, metric: str) -> str | None:
             f"<title>{escape(name_of(model))}: {entry['mean']:.4g} at "
             f"{model['tflops_decode']:.4g} TFLOPs</title></circle>"
         )
-        right = at_x < WIDTH * 0.62
+        right, width = at_x < WIDTH * 0.62, _LETTER * len(name_of(model))
+        left = at_x + 11 if right else at_x - 11 - width
+        height = free_height(at_y + 4, left, left + width, labels)
+        labels.append((left, left + width, height))
         parts.append(
             text(
-                *(at_x + (11 if right else -11), at_y + 4, name_of(model)),
+                *(at_x + (11 if right else -11), height, name_of(model)),
                 anchor="start" if right else "end",
                 kind="label",
             )
         )
     return svg(parts, title=f"{title} against the decoder's TFLOPs")
+
+
+def free_height(
+    wanted: float, left: float, right: float, labels: Sequence[tuple[float, float, float]]
+) -> float:
+    """The height nearest to the wanted one where a label touches no other (left, right, height)."""
+    near = [at for start, end, at in labels if start < right and left < end]
+    shifts = sorted((step * side for step in range(len(near) + 1) for side in (-14, 14)), key=abs)
+    free = (wanted + s for s in shifts if all(abs(wanted + s - at) >= 13.5 for at in near))
+    return next(free, wanted)
 
 
 def forest(results: Results, metric: str) -> str | None:
