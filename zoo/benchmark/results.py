@@ -65,7 +65,11 @@ def collect(
             "excluded": dict(sorted(survey.data.excluded.items())),
         },
         "networks": {net.name: net.version for net in runner.networks},
-        "not_measured": dict(sorted((runner.scorer.missing | missing).items())),
+        "not_measured": {
+            # results travel: without the user's name in them
+            name: why.replace(str(Path.home()), "~")
+            for name, why in sorted((runner.scorer.missing | missing).items())
+        },
         "failed": dict(sorted(runner.failures.items())),
         "device": _device(runner.device),
         "threads": torch.get_num_threads(),

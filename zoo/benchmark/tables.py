@@ -142,7 +142,7 @@ def to_latex(results: Results) -> str:
             lines.append(r"\midrule")
         row = [escape_latex(name_of(model))]
         for c in cells:
-            text = c.text(model).replace(",", "{,}")
+            text = c.text(model).replace(",", "{,}").replace("<", "$<$")
             row.append(rf"\textbf{{{text}}}" if is_best(c, model, results) else text)
         lines.append(" & ".join(row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
