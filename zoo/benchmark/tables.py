@@ -45,12 +45,17 @@ class Column:
         if self.group == "cost":
             tiny = 0 < value < 0.0005
             return "<0.001" if tiny else f"{value:.{3 if value < 1000 else 4}g}"
-        return f"{value:,.{self.digits}f}"
+        return self._number(value)
+
+    def _number(self, value: float) -> str:
+        # distances span decades
+        small = self.group == "distribution" and 0 < abs(value) < 0.1
+        return f"{value:.2g}" if small else f"{value:,.{self.digits}f}"
 
     def half_text(self, model: Model) -> str:
         """The interval's half as shown; empty where there is none."""
         half = self.half(model)
-        return "" if half is None else f"{half:,.{self.digits}f}"
+        return "" if half is None else self._number(half)
 
 
 def columns(results: Results) -> list[Column]:
