@@ -11,6 +11,7 @@ import errno
 import hashlib
 import http.client
 import logging
+import lzma
 import os
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from zoo.asset_list import ASSETS, GROUPS, Asset, PackageFile, Url
+from zoo.asset_list import ASSETS, GROUPS, Asset, DebianFile, PackageFile, Url
+from zoo.debian import open_members
 from zoo.errors import UserError, closest
 
 try:
@@ -203,6 +205,8 @@ def _fetch_missing(asset: Asset, folder: Path, tell: Report) -> None:
             if isinstance(provider, Url):
                 _need_space(folder, asset.size)
                 _store(asset, folder, scratch, _answer(provider.address))
+            elif isinstance(provider, DebianFile):
+                _from_debian(asset, provider, folder, scratch, tell)
             else:
                 _from_package(asset, provider, folder, scratch, tell)
             return
@@ -272,6 +276,36 @@ def _bar(label: str, size: int, total: int | None) -> Iterator[Callable[[int], o
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         yield partial(bar.advance, bar.add_task(label, total=total))
+
+
+def _from_debian(
+    asset: Asset, source: DebianFile, folder: Path, scratch: Path, tell: Report
+) -> None:
+    """Store the asset, and with it all others that the same package holds."""
+    wanted = {source.member: asset} | {
+        each.member: other
+        for other in ASSETS.values()
+        for each in other.providers
+        if isinstance(each, DebianFile) and each.archive_sha256 == source.archive_sha256
+        if not _is_cached(other, folder / other.filename)
+    }
+    names = ", ".join(each.name for each in wanted.values())
+    tell(f"it is an archive of {source.archive_size:,} bytes and brings {names}")
+    _need_space(folder, source.archive_size + sum(each.size for each in wanted.values()))
+    archive = scratch / "package.deb"
+    size = source.archive_size
+    with _bar(archive.name, size, size) as advance, archive.open("wb") as out:
+        for chunk in _answer(source.address):
+            out.write(chunk)
+            advance(len(chunk))
+    if (got := _sha256(archive)) != source.archive_sha256:
+        raise _Refused(f"brought another archive than the pinned one (sha256 {got})")
+    try:
+        with open_members(archive, set(wanted)) as members:
+            for member, file in members:
+                _store(wanted[member], folder, scratch, iter(partial(file.read, _CHUNK), b""))
+    except (KeyError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise _Refused(f"brought an archive that does not serve ({error})") from error
 
 
 def _from_package(

@@ -21,12 +21,11 @@ from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
 from zoo.data.source import Source
 from zoo.lit.tokenizer import TokenizerModule
-from zoo.metrics.evaluation import Reconstruct, Row, average_pool, evaluate
+from zoo.metrics.evaluation import Reconstruct, Row, Scorer, average_pool, evaluate
 from zoo.metrics.reconstruction import noisy_input_gain
 from zoo.nets.cdt import CDT
 from zoo.nets.cdt_decoder import CDTDecoder
 from zoo.nets.pca import BlockPCA, PCAConfig
-from zoo.objectives.perceptual import Perceptual
 
 
 def finish(
@@ -70,8 +69,6 @@ def score(
     """Rows of the trivial baselines and of the net, on every validation clip."""
     net = module.net
     device = next(net.parameters()).device
-    lpips = Perceptual("alexnet")
-    lpips.load()
 
     def seeded(x: Tensor) -> Tensor:
         # each batch its own generator: the noise doesn't depend on what was scored before
@@ -88,7 +85,7 @@ def score(
     if isinstance(net, CDTDecoder):
         models["the encoder's own decoder"] = net.tokenizer.reconstruct
     models[type(net).__name__] = seeded
-    rows = evaluate(models, _batches(val, size, device), lpips=lpips)
+    rows = evaluate(models, _batches(val, size, device), scorer=Scorer())
     extra: dict[str, Any] = {}
     if isinstance(net, CDT):
         gains = []
@@ -108,11 +105,14 @@ def _batches(source: Source, size: int, device: torch.device) -> Iterator[Tensor
 
 def table(rows: list[Row], *, title: str) -> Table:
     """The rows as a table."""
-    result = Table("model", "PSNR dB", "SSIM", "LPIPS-Alex", title=title)
+    titles = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS-Alex", "flicker": "flicker"}
+    digits = {"psnr": 2, "ssim": 4, "lpips": 4, "flicker": 2}
+    if not any("flicker" in row for row in rows):  # pictures don't
+        del titles["flicker"], digits["flicker"]
+    result = Table("model", *titles.values(), title=title)
     for row in rows:
-        result.add_row(
-            str(row["model"]), f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['lpips']:.4f}"
-        )
+        cells = (f"{row[k]:.{n}f}" if k in row else "not measured" for k, n in digits.items())
+        result.add_row(str(row["model"]), *cells)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,12 @@ class Perceptual:
 
     Args:
         net: `vgg16` (training) or `alexnet` (evaluation).
+        spatial: average a map of distances at the pictures' size, as CDT's evaluation does.
     """
 
-    def __init__(self, net: str) -> None:
+    def __init__(self, net: str, *, spatial: bool = False) -> None:
         self.net = net
+        self.spatial = spatial
         self._module: nn.Module | None = None
 
     def load(self) -> nn.Module:
@@ -32,7 +35,7 @@ class Perceptual:
             UserError: no provider has the backbone.
         """
         if self._module is None:
-            self._module = build_lpips(self.net)
+            self._module = build_lpips(self.net, spatial=self.spatial)
         return self._module
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
@@ -41,10 +44,10 @@ class Perceptual:
         # VGG in half precision loses small distances
         with torch.autocast(x.device.type, enabled=False):
             distance: Tensor = module(y.float(), x.float())
-        return distance.flatten()
+        return distance.flatten(1).mean(1)
 
 
-def build_lpips(net: str) -> nn.Module:
+def build_lpips(net: str, *, spatial: bool = False) -> nn.Module:
     """lpips.LPIPS with the heads of the package and the backbone of facts `lpips_NET.ckpt`."""
     import lpips
 
@@ -54,9 +57,10 @@ def build_lpips(net: str) -> nn.Module:
     name: Any = net
     weights = load_lpips_backbone(name, fetch(f"lpips_{net}.ckpt"))
     short = {"vgg16": "vgg", "alexnet": "alex"}[net]
-    # the package announces itself on stdout
-    with contextlib.redirect_stdout(io.StringIO()):
-        module: nn.Module = lpips.LPIPS(net=short, pretrained=True, pnet_rand=True)
+    # the package announces itself on stdout and builds its net in a deprecated way
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: nn.Module = lpips.LPIPS(net=short, pretrained=True, pnet_rand=True, spatial=spatial)
     convs = [m for m in module.net.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[union-attr]
     if 2 * len(convs) != len(weights):
         raise ValueError(f"lpips_{net}.ckpt has {len(weights)} tensors for {len(convs)} layers")

@@ -1,0 +1,1 @@
+"""The benchmark of tokenizers: one protocol, rows kept as they are made, one report."""
