@@ -23,9 +23,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from zoo.benchmark.protocol import Protocol
-from zoo.data.sources import IMAGE_SUFFIXES
+from zoo.data.pictures import IMAGE_SUFFIXES
+from zoo.data.reader import FrameReader, short_side_size
 from zoo.data.transforms import crop
-from zoo.data.video import VIDEO_SUFFIXES, FrameReader, short_side_size
+from zoo.data.video import VIDEO_SUFFIXES
 from zoo.errors import UserError
 
 

@@ -19,7 +19,7 @@ from zoo.benchmark.clips import (
     shard_items,
 )
 from zoo.benchmark.protocol import Protocol
-from zoo.data.sources import IMAGE_SUFFIXES
+from zoo.data.pictures import IMAGE_SUFFIXES
 from zoo.data.video import VIDEO_SUFFIXES
 from zoo.errors import UserError, closest
 
