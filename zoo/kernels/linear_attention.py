@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.kernels.precision import full_precision
 
 BACKENDS = ("triton", "blocks", "reference")
 
@@ -65,7 +66,7 @@ def linear_attention(
 
         summarize, read = cpu.summarize, cpu.read
     summary, _ = summarize(k.flatten(0, 1), v.flatten(0, 1))
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         if project is not None:
             summary = summary @ project.to(summary.dtype)
         summary = summary * q.shape[-1] ** -0.5

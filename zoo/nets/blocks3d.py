@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.kernels.conv3d import causal_conv3d
 from zoo.kernels.linear_attention import linear_attention
 from zoo.kernels.norm import channel_norm
+from zoo.kernels.precision import full_precision
 from zoo.streaming import Carry, Temporal, windows
 
 Padding = Literal["zeros", "replicate"]
@@ -213,7 +214,7 @@ class FrameAttention(Recomputed):
             out = F.linear(out, to_out, self.to_out.bias)
         else:
             # many tokens: to_v and to_out act on the summary, C rows, in place of H * W
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 project = (to_out @ to_v).mT
             out = linear_attention(q, k, tokens.to(q.dtype), project=project)
             assert self.to_out.bias is not None
