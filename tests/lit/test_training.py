@@ -86,7 +86,7 @@ def cdt() -> CDT:
             block="light",
             patch=4,
             unet_dim=8,
-            unet_mults=(1, 1),
+            unet_mults=(1, 1, 1),
             condition_times=2,
             top_blocks=1,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.nets.posterior import Posterior
 
-ACTIVE_VARIANCE = 0.01
+ACTIVE_SHARE = 0.01
 
 
 class LatentStatistics:
@@ -40,8 +40,15 @@ class LatentStatistics:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
     def active_units(self) -> int:
-        """Channels whose posterior mean has a variance above 0.01 (arXiv 1509.00519, 4.3)."""
-        return int((self._covariance_of_means().diagonal() > ACTIVE_VARIANCE).sum())
+        """Channels whose posterior mean makes up more than 1 % of the variance of their codes.
+
+        Where codes have variance 1, as under a strong KL, this is the measure of arXiv 1509.00519
+        (section 4.3): Var(mean) > 0.01. A share also counts right where a weak KL leaves codes
+        small or large.
+        """
+        signal = self._covariance_of_means().diagonal()
+        noise = self._sums["variance"] / self.count
+        return int((signal > ACTIVE_SHARE * (signal + noise)).sum())
 
     def mutual_information(self) -> float:
         """I_q(x; z) of a code and what it stands for, in nats: H(z) - H(z|x), z taken as Gaussian.
