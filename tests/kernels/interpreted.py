@@ -7,13 +7,36 @@ to the standard output as JSON, one line a case.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from zoo.kernels import norm as norms
 from zoo.kernels.linear_attention import linear_attention, reference
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_interpreted(cases: Iterable[str]) -> dict[str, list[float]]:
+    """The worst errors of each case, from a process whose Triton interprets."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpreted", *cases],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return {k: v for line in done.stdout.splitlines() for k, v in json.loads(line).items()}
+
 
 # B, H, N, D, E, dtype, kind
 LINEAR: dict[str, tuple[int, int, int, int, int, str, str]] = {

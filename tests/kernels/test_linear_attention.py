@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreted import LINEAR, errors
+from tests.kernels.interpreted import LINEAR, errors, run_interpreted
 from zoo.errors import UserError
 from zoo.kernels.linear_attention import linear_attention, reference
-from zoo.paths import PACKAGE
 
 # the error of the last operation's rounding, with room for what the steps before it add
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
@@ -150,17 +144,7 @@ def test_triton_says_why_it_refuses() -> None:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[float]]:
-    pytest.importorskip("triton", reason="triton is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpreted", *LINEAR],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE.parent)},
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return {k: v for line in done.stdout.splitlines() for k, v in json.loads(line).items()}
+    return run_interpreted(LINEAR)
 
 
 @pytest.mark.parametrize("case", list(LINEAR))

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.kernels.interpreted import NORM, norm
+from tests.kernels.interpreted import NORM, norm, run_interpreted
 from zoo.errors import UserError
 from zoo.kernels.norm import channel_norm, reference
-from zoo.paths import PACKAGE
 
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
 
@@ -53,17 +47,7 @@ def test_what_it_refuses() -> None:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[float]]:
-    pytest.importorskip("triton", reason="triton is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpreted", *NORM],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE.parent)},
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return {k: v for line in done.stdout.splitlines() for k, v in json.loads(line).items()}
+    return run_interpreted(NORM)
 
 
 @pytest.mark.parametrize("case", list(NORM))

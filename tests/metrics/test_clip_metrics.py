@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from tests.wanted import or_skip
 from zoo.errors import UserError
 from zoo.metrics.clips import LPIPS, PSNR, SSIM, Flicker
 from zoo.metrics.distributions import KID, FrechetDistance, Manifold
@@ -83,10 +84,7 @@ def test_lpips_has_the_packages_heads_and_grows_with_blur(net: str, short: str) 
     from skimage.data import astronaut
 
     metric = LPIPS(net)
-    try:
-        module = metric.network.load()
-    except UserError as error:
-        pytest.skip(str(error))
+    module = or_skip(metric.network.load)
     published = torch.load(
         map_location="cpu",
         f=Path(lpips.__file__).parent / "weights" / "v0.1" / f"{short}.pth",
@@ -113,10 +111,7 @@ def test_spatial_lpips_averages_maps_of_the_pictures_size() -> None:
 
     y, x = pair(clips=1, frames=2, size=64)
     metric = LPIPS("alexnet", spatial=True)
-    try:
-        module = metric.network.load()
-    except UserError as error:
-        pytest.skip(str(error))
+    module = or_skip(metric.network.load)
     assert isinstance(module, lpips.LPIPS)
     rounded = ((y.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     maps = [module(rounded[:, :, t], x[:, :, t]) for t in range(2)]

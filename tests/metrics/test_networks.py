@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.wanted import or_skip
 from zoo.errors import UserError
 from zoo.metrics import networks
 from zoo.metrics.distributions import FrechetDistance
@@ -22,13 +24,6 @@ def films(count: int = 3) -> Tensor:
     return x.mul(1.5).tanh()
 
 
-def loaded(load: object) -> FeatureNet:
-    try:
-        return load()  # type: ignore[operator, no-any-return]
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def distance(net: FeatureNet, x: Tensor, y: Tensor) -> float:
     metric = FrechetDistance(net.dimensions)
     metric.update(net(x), real=True)
@@ -38,7 +33,7 @@ def distance(net: FeatureNet, x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.assets
 def test_transnet_gives_what_its_package_gives() -> None:
-    net = loaded(networks.load_transnet)
+    net = or_skip(networks.load_transnet)
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 3, 17, 27, 48), generator=generator, dtype=torch.uint8)
     found = net(clips / 127.5 - 1)
@@ -50,8 +45,8 @@ def test_transnet_gives_what_its_package_gives() -> None:
 
 @pytest.mark.assets
 @pytest.mark.parametrize("load", [networks.load_mobilenet, networks.load_transnet])
-def test_distances_grow_with_the_damage(load: object) -> None:
-    net, x = loaded(load), films()
+def test_distances_grow_with_the_damage(load: Callable[[], FeatureNet]) -> None:
+    net, x = or_skip(load), films()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     grown = [distance(net, x, (x + s * noise).clamp(-1, 1)) for s in (0.0, 0.1, 0.6)]
     assert grown[0] == pytest.approx(0, abs=1e-4)

@@ -19,11 +19,11 @@ from typing import IO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from zoo.benchmark.protocol import Protocol
-from zoo.data.pictures import IMAGE_SUFFIXES
+from zoo.data.pictures import IMAGE_SUFFIXES, natural_order, to_rgb
 from zoo.data.reader import FrameReader, short_side_size
 from zoo.data.transforms import crop
 from zoo.data.video import VIDEO_SUFFIXES
@@ -137,7 +137,7 @@ def cut_or_static(pixels: Tensor) -> str | None:
 
 def fit_frame(rgb: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], rules: Protocol) -> Tensor:
     """A frame uint8 [H,W,3] scaled and cut: uint8 [3,size,size]."""
-    frame = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+    frame = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     height, width = frame.shape[1:]
     width, height = short_side_size(width, height, short_side=rules.size)
     if frame.shape[1:] != (height, width):
@@ -165,13 +165,13 @@ def read_picture(rules: Protocol, item: Item) -> Iterator[Tensor]:
     source = item.data if item.data is not None else item.place
     assert source is not None
     with Image.open(source) as image:
-        yield fit_frame(np.array(ImageOps.exif_transpose(image).convert("RGB")), rules)
+        yield fit_frame(to_rgb(image), rules)
 
 
 def read_frame_folder(rules: Protocol, item: Item) -> Iterator[Tensor]:
     """A folder of numbered pictures as a film."""
     assert item.place is not None
-    for path in sorted(item.place.iterdir()):
+    for path in sorted(item.place.iterdir(), key=natural_order):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             yield from read_picture(rules, Item(path.name, read_picture, place=path))
 

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from zoo.cli.device import checked_device
 from zoo.data.latents import DTYPES
 from zoo.errors import UserError
 from zoo.films import chunk_frames
@@ -75,10 +76,7 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--duration {options.duration:g}: give more than 0 seconds")
     if values.get("gamma") is not None and options.gamma < 0:
         raise UserError(f"--gamma {options.gamma:g}: give 0 or more")
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UserError(f"--device {options.device} can't be used here: try cpu") from error
+    checked_device(options.device)
 
 
 def load_tokenizer(model: str, device: str) -> Tokenizer:

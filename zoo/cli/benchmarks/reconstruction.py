@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from zoo.cli import Parser, say
+from zoo.cli.device import checked_device
 from zoo.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--baseline", default="PCA-16", help="row that differences are taken to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    checked_device(options.device)
     for name in ("steps", "seeds", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
