@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from zoo.data.transforms import to_uint8
-from zoo.diffusion.samplers import DDIMPlan, tiue_sample
+from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, Guided, tiue_sample
 from zoo.errors import RunError, UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.pretrained import Pretrained, parse_config
@@ -44,6 +45,15 @@ class TiUEOutput(BaseOutput):
     images: Any
     seeds: list[int] | None = None
     truncated: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a net is sampled: decoder passes, encoder passes, guidance (1: none)."""
+
+    steps: int
+    anchors: int
+    guidance: float
 
 
 class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -83,7 +93,7 @@ class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class TiUEPipeline(DiffusionPipeline):
-    """One encoder pass, `steps` decoder passes side by side, no guidance.
+    """One encoder pass and `steps` decoder passes side by side.
 
     Opens any Stable Diffusion 1.x / 2.x folder (`from_pretrained`), the released TiUE ones among
     them, and writes folders that diffusers' plain classes open. A net that was not distilled for
@@ -96,6 +106,9 @@ class TiUEPipeline(DiffusionPipeline):
         vae: AutoencoderKL, a Tokenizer of the zoo, or None where the net works on pixels.
         text_encoder, tokenizer: CLIP; None with text = "minilm", which is fetched when first used.
         text: "clip" or "minilm"; None takes clip where a text encoder is given.
+        steps, plain, guidance: what a call does where it isn't told otherwise: decoder passes;
+            whether each has an encoder pass of its own, as a net that was not distilled needs;
+            classifier-free guidance. They are kept in the folder.
 
     Raises:
         UserError: parts that don't fit each other.
@@ -106,7 +119,16 @@ class TiUEPipeline(DiffusionPipeline):
 
     # diffusers reads annotations here, and 0.36 fails on those that are not classes
     def __init__(  # type: ignore[no-untyped-def]
-        self, unet, scheduler, vae=None, text_encoder=None, tokenizer=None, text=None
+        self,
+        unet,
+        scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text=None,
+        steps=4,
+        plain=False,
+        guidance=1.0,
     ) -> None:
         super().__init__()
         unet = TiUEUNet.from_unet(unet)
@@ -124,8 +146,8 @@ class TiUEPipeline(DiffusionPipeline):
         else:
             self.prompt_encoder = CLIPText(tokenizer, text_encoder)
         _check_parts(unet, scheduler, vae, self.prompt_encoder)
-        plain: Any = super()  # diffusers' methods have no types
-        plain.register_modules(
+        diffusers: Any = super()  # whose methods have no types
+        diffusers.register_modules(
             unet=unet,
             scheduler=scheduler,
             vae=vae,
@@ -133,7 +155,13 @@ class TiUEPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
         )
         # the folder is a plain one: weights and config are those of diffusers' class
-        plain.register_to_config(unet=("diffusers", "UNet2DConditionModel"), text=text)
+        diffusers.register_to_config(
+            unet=("diffusers", "UNet2DConditionModel"),
+            text=text,
+            steps=steps,
+            plain=plain,
+            guidance=guidance,
+        )
 
     @property
     def pixels_per_latent(self) -> int:
@@ -164,6 +192,29 @@ class TiUEPipeline(DiffusionPipeline):
             prediction=ddim.config.prediction_type,
         )
 
+    def sampling(
+        self,
+        *,
+        steps: int | None = None,
+        anchors: int | None = None,
+        guidance: float | None = None,
+    ) -> Sampling:
+        """The given settings, the folder's own where there is None.
+
+        Raises:
+            UserError: a number outside its range.
+        """
+        own = self.config
+        steps = int(own.steps) if steps is None else steps
+        self.plan(steps)
+        anchors = (steps if own.plain else 1) if anchors is None else anchors
+        if not 1 <= anchors <= steps:
+            raise UserError(f"{anchors} anchors for {steps} time steps: give 1 to {steps}")
+        guidance = float(own.guidance) if guidance is None else guidance
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"guidance {guidance:g}: give 1 for none, about 3 to 8 for more of it")
+        return Sampling(steps, anchors, guidance)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -174,9 +225,10 @@ class TiUEPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         parallel: bool = True,
         at_once: int | None = None,
-        steps: int = 4,
+        steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        anchors: int = 1,
+        anchors: int | None = None,
+        guidance: float | None = None,
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
@@ -194,9 +246,10 @@ class TiUEPipeline(DiffusionPipeline):
             parallel: all decoder passes in one batch; False runs them one by one, with less memory
                 and the same result to rounding.
             at_once: decoder passes in one batch, between the two.
-            steps: decoder passes N; the scheduler chooses their time steps.
+            steps: decoder passes N; the scheduler chooses their time steps. None: the folder's own.
             timesteps: chosen by hand, falling; `steps` is then ignored.
-            anchors: encoder passes, 1 (TiUE) to N (the plain model).
+            anchors: encoder passes, 1 (TiUE) to N (the plain model). None: the folder's own.
+            guidance: classifier-free, at twice the work; 1 is none. None: the folder's own.
             height, width: of the pictures, in pixels; None takes the UNet's own size.
             output_type: "pil", "pt" or "latent".
             callback: told (decoder passes done, N).
@@ -214,7 +267,8 @@ class TiUEPipeline(DiffusionPipeline):
             raise UserError(f"output type '{output_type}': use pil, pt or latent")
         if timesteps is not None:
             steps = len(timesteps)
-        plan = self.plan(steps, timesteps)
+        how = self.sampling(steps=steps, anchors=anchors, guidance=guidance)
+        plan = self.plan(how.steps, timesteps)
         device, dtype = self._execution_device, self.unet.dtype
         if device.type == "cpu" and dtype == torch.float16:
             raise UserError("float16 is not for a CPU: load the pipeline in float32 or bfloat16")
@@ -223,7 +277,10 @@ class TiUEPipeline(DiffusionPipeline):
         noise, seeds = draw_noise(count, shape, seed, generator)
         states, truncated = self._encode(prompts)
         text = states.repeat_interleave(num_images_per_prompt, dim=0)
-        with self.progress_bar(total=steps) as bar:
+        net: EncoderDecoder[Any] = self.unet
+        if how.guidance != 1:
+            net = Guided(net, self._encode([""])[0], how.guidance)
+        with self.progress_bar(total=how.steps) as bar:
 
             def report(done: int, total: int) -> None:
                 bar.update(done - bar.n)
@@ -231,11 +288,11 @@ class TiUEPipeline(DiffusionPipeline):
                     callback(done, total)
 
             latents, _ = tiue_sample(
-                self.unet,
+                net,
                 noise.to(device, dtype),
                 text,
                 plan,
-                anchors=anchors,
+                anchors=how.anchors,
                 at_once=at_once if parallel else 1,
                 report=report,
             )

@@ -222,6 +222,44 @@ def ddim_closed_form(z: Tensor, predictions: Tensor, coefficients: CoefficientLi
     return x.to(z.dtype)
 
 
+class GuidedFeatures(NamedTuple):
+    """Features of a batch with its text, and with the empty one."""
+
+    text: Any
+    empty: Any
+
+    def repeat(self, times: int) -> GuidedFeatures:
+        """Repeat both."""
+        return GuidedFeatures(self.text.repeat(times), self.empty.repeat(times))
+
+
+class Guided:
+    """A net under classifier-free guidance: empty + guidance (text - empty), eq. 6 of
+    arXiv 2207.12598 with w = guidance - 1.
+
+    Args:
+        net: what is guided.
+        empty: states of the empty prompt, [1,L,D].
+        guidance: 1 is the net itself, 0 the net without text.
+    """
+
+    def __init__(self, net: EncoderDecoder[Any], empty: Tensor, guidance: float) -> None:
+        self.net, self.empty, self.guidance = net, empty, guidance
+
+    def encode(self, sample: Tensor, timestep: Tensor, text: Tensor) -> GuidedFeatures:
+        """Features with and without the text."""
+        empty = self.empty.expand_as(text)
+        return GuidedFeatures(
+            self.net.encode(sample, timestep, text), self.net.encode(sample, timestep, empty)
+        )
+
+    def decode(self, features: GuidedFeatures, timesteps: Tensor, text: Tensor) -> Tensor:
+        """The guided prediction."""
+        without = self.net.decode(features.empty, timesteps, self.empty.expand_as(text))
+        towards = self.net.decode(features.text, timesteps, text)
+        return without + self.guidance * (towards - without)
+
+
 class TiUESample(NamedTuple):
     """What `tiue_sample` returns: `sample` [B,...] and the net's `predictions` [N,B,...]."""
 
