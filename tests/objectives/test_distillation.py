@@ -44,7 +44,13 @@ class Gaussian:
     """The exact denoiser of N(mean, std^2): both roles of a score net."""
 
     def __init__(self, kind: str, alpha_bars: Tensor, own: float, teacher: float, std: float):
-        self.kind, self.alpha_bars, self.own, self.its, self.std = kind, alpha_bars, own, teacher, std
+        self.kind, self.alpha_bars, self.own, self.its, self.std = (
+            kind,
+            alpha_bars,
+            own,
+            teacher,
+            std,
+        )
 
     def says(self, mean: float, x_t: Tensor, index: Tensor) -> Tensor:
         bar = self.alpha_bars[index].view(-1, 1, 1, 1)
@@ -102,7 +108,7 @@ def test_a_student_moves_to_its_teacher_and_stays() -> None:
     mean = torch.zeros((), requires_grad=True)
     torch.manual_seed(0)
     for _ in range(60):
-        score = Gaussian("v_prediction", alpha_bars, float(mean), 2.0, std=0.5)
+        score = Gaussian("v_prediction", alpha_bars, mean.item(), 2.0, std=0.5)
         x0 = mean + 0.5 * torch.randn(8, 1, 4, 4)
         (gradient,) = torch.autograd.grad(losses(objective, x0, score, plan(1)).total, mean)
         mean = (mean - gradient).detach().requires_grad_(True)
@@ -189,7 +195,7 @@ def test_kl_has_a_gradient_where_noise_is_predicted_and_none_where_it_is_given()
 
 
 def test_kl_weight_pulls_noise_predictions_to_a_standard_normal() -> None:
-    """The paper's lambda_kl where it matters: a noise-predicting student, the score term at rest."""
+    """The paper's lambda_kl where it matters: a noise-predicting student, nothing else asked."""
     results = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
@@ -252,9 +258,7 @@ def test_the_score_net_learns_the_student() -> None:
             torch.manual_seed(0)
             score = Gaussian("v_prediction", alpha_bars, own, 0.0, std=0.7)
             found[weight, own] = float(
-                objective.score(
-                    x0, text, TEXT, score=score, plan=plan(1), alpha_bars=alpha_bars
-                )
+                objective.score(x0, text, TEXT, score=score, plan=plan(1), alpha_bars=alpha_bars)
             )
         assert found[weight, 0.5] < min(found[weight, 0.3], found[weight, 0.7])
     assert found["alpha_bar", 0.5] < 0.7 * found["none", 0.5]
@@ -263,7 +267,9 @@ def test_the_score_net_learns_the_student() -> None:
 def test_widths_that_differ_are_named() -> None:
     same = TiUEUNet.from_unet(toy())
     check_widths(same, toy())
-    with pytest.raises(UserError, match=r"block_out_channels = \[16, 32, 48\], the teacher \[16, 32, 32\]"):
+    with pytest.raises(
+        UserError, match=r"block_out_channels = \[16, 32, 48\], the teacher \[16, 32, 32\]"
+    ):
         check_widths(toy(block_out_channels=(16, 32, 48)), toy())
     with pytest.raises(UserError, match="cross_attention_dim = 12, the teacher 24"):
         check_widths(toy(cross_attention_dim=12), toy())
