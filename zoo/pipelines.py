@@ -15,11 +15,14 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from zoo.data.transforms import to_uint8
-from zoo.diffusion.samplers import DDIMPlan, tiue_sample
+from zoo.diffusion.consistency import consistency_sample
+from zoo.diffusion.guidance import Guided, checked_guidance
+from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, tiue_sample
 from zoo.errors import RunError, UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.pretrained import Pretrained, parse_config
@@ -177,6 +180,7 @@ class TiUEPipeline(DiffusionPipeline):
         steps: int = 4,
         timesteps: Sequence[int] | None = None,
         anchors: int = 1,
+        guidance: float = 1.0,
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
@@ -196,7 +200,9 @@ class TiUEPipeline(DiffusionPipeline):
             at_once: decoder passes in one batch, between the two.
             steps: decoder passes N; the scheduler chooses their time steps.
             timesteps: chosen by hand, falling; `steps` is then ignored.
-            anchors: encoder passes, 1 (TiUE) to N (the plain model).
+            anchors: encoder passes, 1 (TiUE) to N (the plain model; what LCM's scheduler does).
+            guidance: scale of classifier-free guidance; other than 1 doubles every pass. TiUE has
+                it distilled into the net: this is for teachers.
             height, width: of the pictures, in pixels; None takes the UNet's own size.
             output_type: "pil", "pt" or "latent".
             callback: told (decoder passes done, N).
@@ -215,6 +221,7 @@ class TiUEPipeline(DiffusionPipeline):
         if timesteps is not None:
             steps = len(timesteps)
         plan = self.plan(steps, timesteps)
+        checked_guidance(guidance)
         device, dtype = self._execution_device, self.unet.dtype
         if device.type == "cpu" and dtype == torch.float16:
             raise UserError("float16 is not for a CPU: load the pipeline in float32 or bfloat16")
@@ -230,15 +237,24 @@ class TiUEPipeline(DiffusionPipeline):
                 if callback is not None:
                     callback(done, total)
 
-            latents, _ = tiue_sample(
-                self.unet,
-                noise.to(device, dtype),
-                text,
-                plan,
-                anchors=anchors,
-                at_once=at_once if parallel else 1,
-                report=report,
-            )
+            net: EncoderDecoder[Any] = self.unet
+            if guidance != 1:
+                net = Guided(self.unet, self._encode([""])[0], scale=guidance)
+            z = noise.to(device, dtype)
+            if isinstance(self.scheduler, LCMScheduler):
+                latents = consistency_sample(
+                    *(net, z, text, self.scheduler),
+                    steps=steps,
+                    generators=_generators(generator, seeds, count),
+                    report=report,
+                )
+            else:
+                latents = tiue_sample(
+                    *(net, z, text, plan),
+                    anchors=anchors,
+                    at_once=at_once if parallel else 1,
+                    report=report,
+                ).sample
         images: Any = latents
         if output_type != "latent":
             # one by one: an autoencoder needs more memory than the UNet, and fills a GPU alone
@@ -301,6 +317,18 @@ class TiUEPipeline(DiffusionPipeline):
         from PIL import Image
 
         return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
+
+
+def _generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    seeds: list[int] | None,
+    count: int,
+) -> list[torch.Generator]:
+    """One a picture for noise drawn on the way, of another stream than the first noise."""
+    if seeds is not None:
+        return [torch.Generator().manual_seed(seed ^ (1 << 40)) for seed in seeds]
+    assert generator is not None
+    return [generator] * count if isinstance(generator, torch.Generator) else list(generator)
 
 
 def draw_noise(

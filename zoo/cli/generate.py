@@ -23,7 +23,7 @@ from zoo.errors import RunError, UserError
 EXAMPLES = """examples:
   zoo generate "red apple, 3d" --model dir:runs/tiue/export -o apple.png
   zoo generate "a cat" "a dog" --model hf:senmaonk/loopfree-sd1.5 --number 4 --seed 7 -o pets.png
-  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 -o out/grid.png
+  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 --guidance 3 -o g.png
 
 The grid gets the name given (a row a prompt); each picture stands beside it, with its number and
 seed in its name. The same seed gives the same picture, whatever the batch.
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the first picture; the others count up")
     parser.add_argument("--steps", type=int, default=4, help="decoder passes (default 4)")
     parser.add_argument("--anchors", type=int, default=1, help="encoder passes (default 1)")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="of a teacher, such as 3 (default 1: none)"
+    )
     parser.add_argument(
         "--sequential", action="store_true", help="decoders one by one: less memory"
     )
@@ -91,6 +94,7 @@ def main(arguments: Sequence[str]) -> int:
                     seed=[first + begin + i for i in range(len(batch))],
                     steps=options.steps,
                     anchors=options.anchors,
+                    guidance=options.guidance,
                     parallel=not options.sequential,
                     height=height,
                     width=width,
