@@ -20,7 +20,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from zoo.data.transforms import to_uint8
-from zoo.diffusion.consistency import consistency_sample
+from zoo.diffusion.consistency import consistency_sample, fresh_generators
 from zoo.diffusion.guidance import Guided, checked_guidance
 from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, tiue_sample
 from zoo.errors import RunError, UserError
@@ -245,7 +245,7 @@ class TiUEPipeline(DiffusionPipeline):
                 latents = consistency_sample(
                     *(net, z, text, self.scheduler),
                     steps=steps,
-                    generators=_generators(generator, seeds, count),
+                    generators=fresh_generators(generator, seeds, count),
                     report=report,
                 )
             else:
@@ -317,18 +317,6 @@ class TiUEPipeline(DiffusionPipeline):
         from PIL import Image
 
         return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
-
-
-def _generators(
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    seeds: list[int] | None,
-    count: int,
-) -> list[torch.Generator]:
-    """One a picture for noise drawn on the way, of another stream than the first noise."""
-    if seeds is not None:
-        return [torch.Generator().manual_seed(seed ^ (1 << 40)) for seed in seeds]
-    assert generator is not None
-    return [generator] * count if isinstance(generator, torch.Generator) else list(generator)
 
 
 def draw_noise(

@@ -43,3 +43,21 @@ def consistency_sample(
         if report is not None:
             report(done, steps)
     return picture
+
+
+def fresh_generators(
+    given: torch.Generator | Sequence[torch.Generator] | None,
+    seeds: Sequence[int] | None,
+    count: int,
+) -> list[torch.Generator]:
+    """One generator a picture for noise drawn on the way.
+
+    Args:
+        given: the caller's, which go on; used where there are no seeds.
+        seeds: of the pictures; the stream is another one than the first noise's.
+        count: of pictures.
+    """
+    if seeds is not None:
+        return [torch.Generator().manual_seed(seed ^ (1 << 40)) for seed in seeds]
+    assert given is not None
+    return [given] * count if isinstance(given, torch.Generator) else list(given)

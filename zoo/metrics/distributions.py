@@ -241,7 +241,7 @@ def kid_replicates(
 def manifold_members(
     real: Tensor, fake: Tensor, *, neighbours: int = 3
 ) -> tuple[Tensor, Tensor] | None:
-    """Which generated samples [M] lie in the originals' manifold, and which originals [N] in theirs.
+    """Samples in the originals' manifold, bool [M], and originals in the samples' manifold, [N].
 
     Their means are precision and recall (arXiv 1904.06991, eq. 1 to 3). None for too few samples.
     """
