@@ -142,8 +142,8 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     return (
         "<h2>What the abstract of TiUE claims</h2>"
         '<p class="note">Paired differences on the same prompts and noise, 95 % bootstrap; a claim '
-        "holds where its whole interval is on the claimed side of 0, and is open where the interval "
-        "holds 0.</p>"
+        "claim holds where its whole interval is on the claimed side of 0, and is open where it "
+        "spans 0.</p>"
         '<div class="scroll"><table class="claims"><thead><tr><th>Claim</th>'
         '<th style="text-align:left">measured</th><th style="text-align:left">verdict</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"

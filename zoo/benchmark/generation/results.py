@@ -98,7 +98,8 @@ def difference(model: Row, other: Row, metric: str) -> Row | None:
 def _model(runner: Runner, row: Generator) -> Row:
     store = runner.store
     facts = [r for r in store.of_kind("model") if is_row_of(r, row)][-1]
-    seconds = [r["seconds"] for r in store.of_kind("picture") if is_row_of(r, row)]
+    wanted = {p.key for p in runner.prompts}
+    pictures = [r for r in store.of_kind("picture") if is_row_of(r, row) and r["key"] in wanted]
     metrics: dict[str, Row] = {}
     replicates: dict[str, Array] = {}
 
@@ -125,8 +126,9 @@ def _model(runner: Runner, row: Generator) -> Row:
         **{key: value for key, value in facts.items() if key != "kind"},
         "folder": owner(row),
         "baseline": False,
-        "seconds": median(seconds),
-        "batch": runner.batch,
+        "seconds": median(r["seconds"] for r in pictures),
+        "batch": max(r["batch"] for r in pictures),
+        "truncated": len({r["key"] for r in pictures if r["truncated"]}),
         "metrics": metrics,
         "distributions": distributions,
         # six digits: replicates make up most of the file

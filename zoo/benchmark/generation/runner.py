@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import time
 import zlib
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from zoo.metrics.networks import FeatureNet
 from zoo.objectives.perceptual import Perceptual
 
 SCHEMA_VERSION = 1
+_LOG = logging.getLogger("zoo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +184,9 @@ class Runner:
         for begin in range(0, len(left), self.batch):
             part = left[begin : begin + self.batch]
             start = time.perf_counter()
-            pictures = self._make(row, pipeline, part)
+            pictures, lost = self._make(row, pipeline, part)
             seconds = (time.perf_counter() - start) / len(part)
-            for (prompt, number), picture in zip(part, pictures, strict=True):
+            for (prompt, number), picture, cut in zip(part, pictures, lost, strict=True):
                 with whole_file(self.picture(row, prompt, number)) as file:
                     file.write(encode(picture.permute(1, 2, 0).numpy()))
                 self.store.append(
@@ -194,6 +196,7 @@ class Runner:
                         "number": number,
                         "prompt": prompt.text,
                         "seed": self.seed(prompt, number),
+                        "truncated": cut,
                         "seconds": seconds,
                         "batch": len(part),
                     }
@@ -204,9 +207,14 @@ class Runner:
         """The seed of a picture, the same for every model."""
         return zlib.crc32(f"{self.rules.seed} {prompt.key} {number}".encode())
 
-    def _make(self, row: Generator, pipeline: Any, jobs: list[tuple[Prompt, int]]) -> Tensor:
-        """Pictures uint8 [B,3,size,size] on the CPU."""
+    def _make(
+        self, row: Generator, pipeline: Any, jobs: list[tuple[Prompt, int]]
+    ) -> tuple[Tensor, list[int]]:
+        """Pictures uint8 [B,3,size,size] on the CPU, and how many tokens of a prompt didn't fit."""
         how = row.settings
+        # the pipeline warns of every prompt that is too long: here they are counted
+        level = _LOG.level
+        _LOG.setLevel(logging.ERROR)
         try:
             out = pipeline(
                 [prompt.text for prompt, _ in jobs],
@@ -226,7 +234,9 @@ class Runner:
                 f"{row.label}: {self.device} is out of memory with {len(jobs)} pictures at once, "
                 "give a smaller --batch"
             ) from error
-        return to_uint8(out.images).cpu()
+        finally:
+            _LOG.setLevel(level)
+        return to_uint8(out.images).cpu(), list(out.truncated)
 
     def _facts(self, row: Generator, pipeline: Any) -> Row:
         """Size and cost: passes of the UNet's halves a picture, and its FLOPs."""

@@ -103,6 +103,11 @@ def notes(results: Results) -> list[str]:
         f"{results['threads']} threads; for ratios of "
         "times use `zoo benchmark speed`, which interleaves.",
     ]
+    found += [
+        f"{model['label']}: {model['truncated']:,} prompts are longer than its text encoder takes."
+        for model in results["models"]
+        if model["truncated"]
+    ]
     found += [f"{name}: {entry['note']}." for name, entry in networks(results).items()]
     found += [f"{name}: not measured ({why})." for name, why in results["not_measured"].items()]
     found += [f"{name}: failed ({why})." for name, why in results["failed"].items()]
