@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import random
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,23 +15,23 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from zoo.data.transforms import to_uint8
-from zoo.diffusion.consistency import consistency_sample, fresh_generators
-from zoo.diffusion.guidance import Guided, checked_guidance
-from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, tiue_sample
+from zoo.diffusion.noise import draw_noise, noise_generators
+from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, Guided, consistency_sample, tiue_sample
 from zoo.errors import RunError, UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.pretrained import Pretrained, parse_config
 from zoo.nets.tiue.unet import TiUEUNet, text_width
 from zoo.nets.tokenizer import Tokenizer
+from zoo.pipeline_checks import check_parts, checked_prompts
 from zoo.registry import presets
 from zoo.text import TEXT_ENCODERS, CLIPText, MiniLMText, TextEncoder, text_encoder_for
 
 _log = logging.getLogger("zoo")
+_SAMPLERS = ("ddim", "consistency")
 
 
 @dataclass
@@ -47,6 +47,15 @@ class TiUEOutput(BaseOutput):
     images: Any
     seeds: list[int] | None = None
     truncated: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a net is sampled: decoder passes, encoder passes, guidance (1: none)."""
+
+    steps: int
+    anchors: int
+    guidance: float
 
 
 class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -78,6 +87,12 @@ class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         made.net = net
         return made
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised latents [B,c,h,w] (posterior means) of pixels [B,3,H,W]."""
+        shape = (1, -1, 1, 1)
+        z = self.net.encode(pixels[:, :, None]).mean[:, :, 0]
+        return (z - self.net.latent_mean.view(shape).to(z)) / self.net.latent_std.view(shape).to(z)
+
     def decode(self, z: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of normalised latents [B,c,h,w]."""
         shape = (1, -1, 1, 1)
@@ -86,7 +101,7 @@ class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class TiUEPipeline(DiffusionPipeline):
-    """One encoder pass, `steps` decoder passes side by side, no guidance.
+    """One encoder pass and `steps` decoder passes side by side.
 
     Opens any Stable Diffusion 1.x / 2.x folder (`from_pretrained`), the released TiUE ones among
     them, and writes folders that diffusers' plain classes open. A net that was not distilled for
@@ -99,6 +114,10 @@ class TiUEPipeline(DiffusionPipeline):
         vae: AutoencoderKL, a Tokenizer of the zoo, or None where the net works on pixels.
         text_encoder, tokenizer: CLIP; None with text = "minilm", which is fetched when first used.
         text: "clip" or "minilm"; None takes clip where a text encoder is given.
+        steps, plain, guidance: what a call does where it isn't told otherwise: decoder passes;
+            whether each has an encoder pass of its own, as a net that was not distilled needs;
+            classifier-free guidance. They are kept in the folder.
+        sampler: "ddim", or "consistency" for nets of consistency distillation.
 
     Raises:
         UserError: parts that don't fit each other.
@@ -109,9 +128,21 @@ class TiUEPipeline(DiffusionPipeline):
 
     # diffusers reads annotations here, and 0.36 fails on those that are not classes
     def __init__(  # type: ignore[no-untyped-def]
-        self, unet, scheduler, vae=None, text_encoder=None, tokenizer=None, text=None
+        self,
+        unet,
+        scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text=None,
+        steps=4,
+        plain=False,
+        guidance=1.0,
+        sampler="ddim",
     ) -> None:
         super().__init__()
+        if sampler not in _SAMPLERS:
+            raise UserError(f"sampler = '{sampler}': use one of {', '.join(_SAMPLERS)}")
         unet = TiUEUNet.from_unet(unet)
         set_attention(unet)
         if isinstance(vae, Tokenizer):
@@ -126,9 +157,9 @@ class TiUEPipeline(DiffusionPipeline):
             raise UserError("text = 'clip' needs a text encoder and a tokenizer: give both")
         else:
             self.prompt_encoder = CLIPText(tokenizer, text_encoder)
-        _check_parts(unet, scheduler, vae, self.prompt_encoder)
-        plain: Any = super()  # diffusers' methods have no types
-        plain.register_modules(
+        check_parts(unet, scheduler, vae, self.prompt_encoder)
+        diffusers: Any = super()  # whose methods have no types
+        diffusers.register_modules(
             unet=unet,
             scheduler=scheduler,
             vae=vae,
@@ -136,7 +167,14 @@ class TiUEPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
         )
         # the folder is a plain one: weights and config are those of diffusers' class
-        plain.register_to_config(unet=("diffusers", "UNet2DConditionModel"), text=text)
+        diffusers.register_to_config(
+            unet=("diffusers", "UNet2DConditionModel"),
+            text=text,
+            steps=steps,
+            plain=plain,
+            guidance=guidance,
+            sampler=sampler,
+        )
 
     @property
     def pixels_per_latent(self) -> int:
@@ -147,6 +185,10 @@ class TiUEPipeline(DiffusionPipeline):
             return int(self.vae.net.compression[1])
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    def ddim(self) -> Any:
+        """A DDIMScheduler with the scheduler's noise schedule and prediction type."""
+        return DDIMScheduler.from_config(self.scheduler.config)
+
     def plan(self, steps: int, timesteps: Sequence[int] | None = None) -> DDIMPlan:
         """The DDIM steps: `steps` of the scheduler's choice, or the given `timesteps`.
 
@@ -156,7 +198,7 @@ class TiUEPipeline(DiffusionPipeline):
         total = self.scheduler.config.num_train_timesteps
         if timesteps is None and not 1 <= steps <= total:
             raise UserError(f"{steps} steps: the schedule has {total}, give 1 to {total}")
-        ddim = DDIMScheduler.from_config(self.scheduler.config)
+        ddim = self.ddim()
         if timesteps is None:
             ddim.set_timesteps(steps)
             timesteps = ddim.timesteps.tolist()
@@ -166,6 +208,29 @@ class TiUEPipeline(DiffusionPipeline):
             final_alpha_bar=float(ddim.final_alpha_cumprod),
             prediction=ddim.config.prediction_type,
         )
+
+    def sampling(
+        self,
+        *,
+        steps: int | None = None,
+        anchors: int | None = None,
+        guidance: float | None = None,
+    ) -> Sampling:
+        """The given settings, the folder's own where there is None.
+
+        Raises:
+            UserError: a number outside its range.
+        """
+        own = self.config
+        steps = int(own.steps) if steps is None else steps
+        self.plan(steps)
+        anchors = (steps if own.plain else 1) if anchors is None else anchors
+        if not 1 <= anchors <= steps:
+            raise UserError(f"{anchors} anchors for {steps} time steps: give 1 to {steps}")
+        guidance = float(own.guidance) if guidance is None else guidance
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"guidance {guidance:g}: give 1 for none, about 3 to 8 for more of it")
+        return Sampling(steps, anchors, guidance)
 
     @torch.no_grad()
     def __call__(
@@ -177,10 +242,10 @@ class TiUEPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         parallel: bool = True,
         at_once: int | None = None,
-        steps: int = 4,
+        steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        anchors: int = 1,
-        guidance: float = 1.0,
+        anchors: int | None = None,
+        guidance: float | None = None,
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
@@ -198,11 +263,10 @@ class TiUEPipeline(DiffusionPipeline):
             parallel: all decoder passes in one batch; False runs them one by one, with less memory
                 and the same result to rounding.
             at_once: decoder passes in one batch, between the two.
-            steps: decoder passes N; the scheduler chooses their time steps.
+            steps: decoder passes N; the scheduler chooses their time steps. None: the folder's own.
             timesteps: chosen by hand, falling; `steps` is then ignored.
-            anchors: encoder passes, 1 (TiUE) to N (the plain model; what LCM's scheduler does).
-            guidance: scale of classifier-free guidance; other than 1 doubles every pass. TiUE has
-                it distilled into the net: this is for teachers.
+            anchors: encoder passes, 1 (TiUE) to N (the plain model). None: the folder's own.
+            guidance: classifier-free, at twice the work; 1 is none. None: the folder's own.
             height, width: of the pictures, in pixels; None takes the UNet's own size.
             output_type: "pil", "pt" or "latent".
             callback: told (decoder passes done, N).
@@ -213,52 +277,54 @@ class TiUEPipeline(DiffusionPipeline):
                 a CPU.
             RunError: the pictures aren't finite.
         """
-        prompts = _checked_prompts(prompt, negative_prompt)
+        prompts = checked_prompts(prompt, negative_prompt)
         if num_images_per_prompt < 1:
             raise UserError(f"{num_images_per_prompt} pictures a prompt: give at least 1")
         if output_type not in ("pil", "pt", "latent"):
             raise UserError(f"output type '{output_type}': use pil, pt or latent")
         if timesteps is not None:
             steps = len(timesteps)
-        plan = self.plan(steps, timesteps)
-        checked_guidance(guidance)
+        how = self.sampling(steps=steps, anchors=anchors, guidance=guidance)
+        plan = self.plan(how.steps, timesteps)
         device, dtype = self._execution_device, self.unet.dtype
         if device.type == "cpu" and dtype == torch.float16:
             raise UserError("float16 is not for a CPU: load the pipeline in float32 or bfloat16")
         count = len(prompts) * num_images_per_prompt
         shape = (self.unet.config.in_channels, *self._latent_size(height, width))
-        noise, seeds = draw_noise(count, shape, seed, generator)
+        generators, seeds = noise_generators(count, seed, generator)
+
+        def draw() -> Tensor:
+            return draw_noise(generators, shape).to(device, dtype)
+
+        noise = draw()
         states, truncated = self._encode(prompts)
         text = states.repeat_interleave(num_images_per_prompt, dim=0)
-        with self.progress_bar(total=steps) as bar:
+        net: EncoderDecoder[Any] = self.unet
+        if how.guidance != 1:
+            net = Guided(net, self._encode([""])[0], how.guidance)
+        with self.progress_bar(total=how.steps) as bar:
 
             def report(done: int, total: int) -> None:
                 bar.update(done - bar.n)
                 if callback is not None:
                     callback(done, total)
 
-            net: EncoderDecoder[Any] = self.unet
-            if guidance != 1:
-                net = Guided(self.unet, self._encode([""])[0], scale=guidance)
-            z = noise.to(device, dtype)
-            if isinstance(self.scheduler, LCMScheduler):
-                latents = consistency_sample(
-                    *(net, z, text, self.scheduler),
-                    steps=steps,
-                    generators=fresh_generators(generator, seeds, count),
-                    report=report,
-                )
+            if self.config.sampler == "consistency":
+                latents = consistency_sample(net, noise, text, plan, draw=draw, report=report)
             else:
-                latents = tiue_sample(
-                    *(net, z, text, plan),
-                    anchors=anchors,
+                latents, _ = tiue_sample(
+                    net,
+                    noise,
+                    text,
+                    plan,
+                    anchors=how.anchors,
                     at_once=at_once if parallel else 1,
                     report=report,
-                ).sample
+                )
         images: Any = latents
         if output_type != "latent":
             # one by one: an autoencoder needs more memory than the UNet, and fills a GPU alone
-            images = torch.cat([self._decode(z) for z in latents[:, None]])
+            images = torch.cat([self.decode_latents(z) for z in latents[:, None]])
         if not images.isfinite().all():
             raise RunError(f"the pictures aren't finite in {dtype}: load the pipeline in float32")
         if output_type == "pil":
@@ -300,7 +366,19 @@ class TiUEPipeline(DiffusionPipeline):
         """What the UNet is conditioned on, [B,L,D]."""
         return self._encode(list(prompts))[0]
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """The UNet's latents [B,c,h,w] of pictures [B,3,H,W] in [-1,1]."""
+        vae = self.vae
+        if vae is None:
+            return pixels
+        if isinstance(vae, ZooVAE):
+            return vae.encode(pixels.to(vae.dtype))
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        z = vae.encode(pixels.to(vae.dtype)).latent_dist.mean
+        latents: Tensor = (z - shift) * vae.config.scaling_factor
+        return latents
+
+    def decode_latents(self, z: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of the UNet's latents."""
         vae = self.vae
         if vae is None:
@@ -319,74 +397,4 @@ class TiUEPipeline(DiffusionPipeline):
         return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
 
 
-def draw_noise(
-    count: int,
-    shape: tuple[int, ...],
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> tuple[Tensor, list[int] | None]:
-    """Noise [count,*shape] in float32 on the CPU (or the generators' device), and its seeds.
-
-    Raises:
-        UserError: seeds or generators that are not one a picture, or both.
-    """
-    if seed is not None and generator is not None:
-        raise UserError("seed and generator both say where the noise is from: give one of them")
-    if isinstance(generator, torch.Generator):
-        generators, seeds = [generator] * count, None
-    elif generator is not None:
-        generators, seeds = list(generator), None
-    else:
-        first = random.SystemRandom().randrange(2**31 - count) if seed is None else seed
-        seeds = [first + i for i in range(count)] if isinstance(first, int) else list(first)
-        if any(not 0 <= s < 2**63 for s in seeds):
-            raise UserError(f"seeds {seeds}: give numbers from 0 to 2^63 - 1")
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-    if len(generators) != count:
-        raise UserError(
-            f"{len(generators)} seeds or generators for {count} pictures: give one each"
-        )
-    drawn = [torch.randn(shape, generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn), seeds
-
-
-def _checked_prompts(prompt: str | Sequence[str], negative: object) -> list[str]:
-    if negative not in (None, ""):
-        raise UserError(
-            "a negative prompt can't be followed: guidance is distilled into the net, so there is "
-            "no second pass to steer away from; say what the picture should show"
-        )
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise UserError("there is no prompt: describe at least one picture")
-    for number, text in enumerate(prompts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"prompt {number} of {len(prompts)} is empty: describe the picture")
-    return prompts
-
-
-def _check_parts(unet: TiUEUNet, scheduler: Any, vae: Any, text: TextEncoder) -> None:
-    config: Any = unet.config
-    takes = text_width(unet)
-    if text.dim != takes:
-        raise UserError(f"the text encoder gives {text.dim} channels, the UNet takes {takes}")
-    if config.in_channels != config.out_channels:
-        raise UserError(
-            f"a UNet with {config.in_channels} channels in and {config.out_channels} out is not "
-            "text to image (inpainting or depth): use a plain one"
-        )
-    if isinstance(vae, ZooVAE):
-        holds = vae.net.latent_channels
-    else:
-        holds = 3 if vae is None else vae.config.latent_channels
-    if holds != config.in_channels:
-        what = "without an autoencoder a picture has" if vae is None else "the autoencoder has"
-        raise UserError(f"{what} {holds} channels, the UNet works on {config.in_channels}")
-    if "beta_schedule" not in getattr(scheduler, "config", {}):
-        raise UserError(
-            f"a {type(scheduler).__name__} has no DDIM noise schedule: use a scheduler of Stable "
-            "Diffusion 1.x or 2.x"
-        )
-
-
-__all__ = ["TiUEOutput", "TiUEPipeline", "ZooVAE", "draw_noise"]
+__all__ = ["Sampling", "TiUEOutput", "TiUEPipeline", "ZooVAE"]

@@ -6,7 +6,7 @@ the name, so that training and sampling can't differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -130,6 +130,28 @@ class MiniLMText:
         states = self._net(input_ids=ids, attention_mask=mask).last_hidden_state
         states = self.scale * states * mask[..., None]
         return TextStates(states, [max(0, len(found) - self.tokens) for found in words])
+
+
+class CachedText:
+    """States of known prompts, encoded once and kept in float16; others are encoded when asked for.
+
+    Args:
+        encode: prompts to states [B,L,D].
+        prompts: the known ones, in an order that is the same whenever the run is.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Tensor], prompts: Iterable[str]) -> None:
+        self.encode = encode
+        known = list(dict.fromkeys(prompts))
+        parts = [encode(known[i : i + 64]).half().cpu() for i in range(0, len(known), 64)]
+        self._states = torch.cat(parts) if parts else torch.zeros(0)
+        self._row = {prompt: row for row, prompt in enumerate(known)}
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """States [B,L,D] in float32."""
+        if all(prompt in self._row for prompt in prompts):
+            return self._states[[self._row[prompt] for prompt in prompts]].float()
+        return self.encode(list(prompts)).float()
 
 
 TEXT_ENCODERS = ("clip", "minilm")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
 import re
 from collections.abc import Sequence
@@ -18,12 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zoo.cli import Parser, say
 from zoo.cli.device import checked_device
 from zoo.data.captions import read_captions
+from zoo.data.sheet import grid, save_png
 from zoo.errors import RunError, UserError
 
 EXAMPLES = """examples:
   zoo generate "red apple, 3d" --model dir:runs/tiue/export -o apple.png
   zoo generate "a cat" "a dog" --model hf:senmaonk/loopfree-sd1.5 --number 4 --seed 7 -o pets.png
-  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 --guidance 3 -o g.png
+  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 -o out/grid.png
 
 The grid gets the name given (a row a prompt); each picture stands beside it, with its number and
 seed in its name. The same seed gives the same picture, whatever the batch.
@@ -41,11 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG of the grid")
     parser.add_argument("--number", type=int, default=1, help="pictures a prompt (default 1)")
     parser.add_argument("--seed", type=int, help="of the first picture; the others count up")
-    parser.add_argument("--steps", type=int, default=4, help="decoder passes (default 4)")
-    parser.add_argument("--anchors", type=int, default=1, help="encoder passes (default 1)")
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, help="of a teacher, such as 3 (default 1: none)"
-    )
+    parser.add_argument("--steps", type=int, help="decoder passes (default: the net's own)")
+    parser.add_argument("--anchors", type=int, help="encoder passes (default: the net's own)")
+    parser.add_argument("--guidance", type=float, help="1: none (default: the net's own)")
     parser.add_argument(
         "--sequential", action="store_true", help="decoders one by one: less memory"
     )
@@ -71,14 +69,16 @@ def main(arguments: Sequence[str]) -> int:
     dtype = _DTYPES.get(options.dtype or "")
     pipeline = open_pipeline(options.model, device=options.device, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-    pipeline.plan(options.steps)  # a mistake in the steps is said before any work
+    sampling = pipeline.sampling(
+        steps=options.steps, anchors=options.anchors, guidance=options.guidance
+    )  # a mistake is said before any work
 
     jobs = [text for text in prompts for _ in range(options.number)]
     first = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     pictures: list[Any] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{options.steps} decoder passes a picture", total=len(jobs))
+        task = bar.add_task(f"{sampling.steps} decoder passes a picture", total=len(jobs))
         for begin in range(0, len(jobs), options.batch):
             batch = jobs[begin : begin + options.batch]
 
@@ -92,9 +92,9 @@ def main(arguments: Sequence[str]) -> int:
                 out = pipeline(
                     batch,
                     seed=[first + begin + i for i in range(len(batch))],
-                    steps=options.steps,
-                    anchors=options.anchors,
-                    guidance=options.guidance,
+                    steps=sampling.steps,
+                    anchors=sampling.anchors,
+                    guidance=sampling.guidance,
                     parallel=not options.sequential,
                     height=height,
                     width=width,
@@ -153,28 +153,3 @@ def _beside(grid_path: Path, number: int, prompt: str, seed: int) -> Path:
 def _columns(count: int, number: int) -> int:
     """A row a prompt; single pictures of several prompts make a square."""
     return number if number > 1 else math.ceil(math.sqrt(count))
-
-
-def grid(pictures: Sequence[Any], columns: int) -> Any:
-    """One PIL picture of many of one size, row by row, two pixels of white between."""
-    from PIL import Image
-
-    width, height = pictures[0].size
-    rows = math.ceil(len(pictures) / columns)
-    size = (columns * (width + 2) - 2, rows * (height + 2) - 2)
-    sheet = Image.new("RGB", size, "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + 2), i // columns * (height + 2)))
-    return sheet
-
-
-def save_png(picture: Any, path: Path) -> None:
-    """Write a PIL picture; it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        picture.save(part, format="PNG")
-        os.replace(part, path)
-    except OSError as error:
-        raise RunError(f"{path} can't be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,6 +26,7 @@ from zoo.errors import UserError, closest
 from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
 from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
+from zoo.lit.module import ZooModule
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
@@ -152,7 +154,8 @@ class ZooCLI(LightningCLI):
         """A trainer whose loggers and callbacks write to the run folder."""
         config = self.config_init.fit
         self.checkpoints = Checkpoints(self.out / CHECKPOINT, every=config.save_every)
-        self.samples = Samples(self.out / "samples")
+        # text-to-image modules write their own pictures
+        self.samples = Samples(self.out / "samples") if self._tokenizes() else None
         kwargs.update(
             default_root_dir=str(self.out),
             logger=[
@@ -163,7 +166,7 @@ class ZooCLI(LightningCLI):
                 *(config.trainer.callbacks or []),
                 config.ema,
                 Speed(),
-                self.samples,
+                *([] if self.samples is None else [self.samples]),
                 self.checkpoints,
                 TQDMProgressBar(refresh_rate=10),
             ],
@@ -196,14 +199,22 @@ class ZooCLI(LightningCLI):
             say(f"stopped at step {self.trainer.global_step}; go on with --ckpt_path")
             say(str(self.out / CHECKPOINT))
             raise SystemExit(128 + self.checkpoints.signal)
-        if self.trainer.is_global_zero:
-            finish(
-                self.model,
-                self.datamodule,
-                out=self.out,
-                evaluate=self.config_init.fit.evaluate,
-                pictures=self.samples.latest,
-            )
+        if not self.trainer.is_global_zero:
+            return
+        if self.samples is None:
+            self.model.export(self.out / "export")
+            say(str(self.out / "export"))
+            return
+        finish(
+            self.model,
+            self.datamodule,
+            out=self.out,
+            evaluate=self.config_init.fit.evaluate,
+            pictures=self.samples.latest,
+        )
+
+    def _tokenizes(self) -> bool:
+        return isinstance(self.model, TokenizerModule)
 
 
 def free_folder(wanted: Path) -> Path:
@@ -284,15 +295,32 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
     return args
 
 
+def _names_module(args: Sequence[str]) -> bool:
+    """Whether a config says what kind of training it is (model.class_path); else a tokenizer's."""
+    for place, value in enumerate(args):
+        if place and args[place - 1] in ("--config", "-c"):
+            try:
+                read = yaml.safe_load(Path(value).read_text())
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # jsonargparse says what is wrong with it
+            model = read.get("model") if isinstance(read, dict) else None
+            if isinstance(model, dict) and "class_path" in model:
+                return True
+    return False
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    args = _with_defaults(arguments)
+    named = _names_module(args)
     ZooCLI(
-        TokenizerModule,
+        ZooModule if named else TokenizerModule,
         ZooDataModule,
-        args=_with_defaults(arguments),
+        subclass_mode_model=named,
+        args=args,
         seed_everything_default=0,
         save_config_callback=None,
         parser_class=_Parser,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from zoo.diffusion.predictions import to_x0
+from zoo.diffusion.schedule import add_noise
 from zoo.errors import UserError
 
 Noise = Callable[[Tensor, int], Tensor]
@@ -222,6 +224,44 @@ def ddim_closed_form(z: Tensor, predictions: Tensor, coefficients: CoefficientLi
     return x.to(z.dtype)
 
 
+class GuidedFeatures(NamedTuple):
+    """Features of a batch with its text, and with the empty one."""
+
+    text: Any
+    empty: Any
+
+    def repeat(self, times: int) -> GuidedFeatures:
+        """Repeat both."""
+        return GuidedFeatures(self.text.repeat(times), self.empty.repeat(times))
+
+
+class Guided:
+    """A net under classifier-free guidance: empty + guidance (text - empty), eq. 6 of
+    arXiv 2207.12598 with w = guidance - 1.
+
+    Args:
+        net: what is guided.
+        empty: states of the empty prompt, [1,L,D].
+        guidance: 1 is the net itself, 0 the net without text.
+    """
+
+    def __init__(self, net: EncoderDecoder[Any], empty: Tensor, guidance: float) -> None:
+        self.net, self.empty, self.guidance = net, empty, guidance
+
+    def encode(self, sample: Tensor, timestep: Tensor, text: Tensor) -> GuidedFeatures:
+        """Features with and without the text."""
+        empty = self.empty.expand_as(text)
+        return GuidedFeatures(
+            self.net.encode(sample, timestep, text), self.net.encode(sample, timestep, empty)
+        )
+
+    def decode(self, features: GuidedFeatures, timesteps: Tensor, text: Tensor) -> Tensor:
+        """The guided prediction."""
+        without = self.net.decode(features.empty, timesteps, self.empty.expand_as(text))
+        towards = self.net.decode(features.text, timesteps, text)
+        return without + self.guidance * (towards - without)
+
+
 class TiUESample(NamedTuple):
     """What `tiue_sample` returns: `sample` [B,...] and the net's `predictions` [N,B,...]."""
 
@@ -289,3 +329,36 @@ def tiue_sample(
         x = ddim_closed_form(x, together, coefficients[run[0] : run[-1] + 1])
         predictions.append(together)
     return TiUESample(x, torch.cat(predictions))
+
+
+def consistency_sample(
+    net: EncoderDecoder[Any],
+    z: Tensor,
+    text: Tensor,
+    plan: DDIMPlan,
+    *,
+    draw: Callable[[], Tensor],
+    report: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Multistep consistency sampling (algorithm 1 of arXiv 2303.01469): x_0, fresh noise, x_0, ...
+
+    Args:
+        net: predicts x_0 at every time step, in the plan's parametrisation.
+        z: noise [B,...].
+        text: what the net is conditioned on, [B,...].
+        plan: the N time steps.
+        draw: fresh noise, as `z`, after each step but the last.
+        report: told (steps done, N) after every step.
+    """
+    x = z
+    for i, (step, alpha_bar) in enumerate(zip(plan.timesteps, plan.alpha_bars, strict=False)):
+        times = torch.full((len(z),), step, device=z.device)
+        said = net.decode(net.encode(x, times, text), times, text)
+        here = torch.full((len(z),), alpha_bar, device=z.device)
+        x0 = to_x0(plan.prediction, said.float(), x.float(), here)
+        following = plan.alpha_bars[i + 1]
+        last = i + 1 == len(plan.timesteps)
+        x = (x0 if last else add_noise(x0, draw().float(), torch.full_like(here, following))).to(z)
+        if report is not None:
+            report(i + 1, len(plan.timesteps))
+    return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,3 +46,38 @@ def sampling_indices(timesteps: int, steps: int) -> list[int]:
         return [timesteps - 1]
     indices = torch.linspace(0, timesteps - 1, steps, device="cpu").long()
     return [int(i) for i in indices.flip(0)]
+
+
+SCHEDULES = ("cosine", "sd")
+
+
+def ddim_scheduler(schedule: str, *, prediction: str) -> Any:
+    """diffusers' DDIMScheduler: its config carries a net's schedule into the net's folder.
+
+    Args:
+        schedule: "cosine" (arXiv 2102.09672) made to end in pure noise (arXiv 2305.08891), where
+            every sampler starts; "sd", Stable Diffusion's, which ends at a signal-to-noise ratio of
+            .0047. Time steps are trailing: the first is always the last of the schedule.
+        prediction: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        UserError: an unknown schedule, or noise predictions on a schedule that ends in pure noise.
+    """
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    made: Any = DDIMScheduler
+    common = {
+        "prediction_type": prediction,
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+    }
+    if schedule == "sd":
+        return made(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, **common)
+    if schedule != "cosine":
+        raise UserError(f"unknown schedule '{schedule}': use one of {', '.join(SCHEDULES)}")
+    if prediction == "epsilon":
+        raise UserError(
+            "schedule = 'cosine' ends in pure noise, where a noise prediction says nothing of the "
+            "picture: use v_prediction or sample, or schedule = 'sd'"
+        )
+    return made(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True, **common)

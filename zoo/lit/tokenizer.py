@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
 
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.adversarial import check_stage, take_over, take_turns
-from zoo.lit.finite import check_gradient, check_terms
+from zoo.lit.finite import check_terms
+from zoo.lit.module import ZooModule, scheduled
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.blocks3d import set_gradient_checkpointing
@@ -31,7 +27,7 @@ from zoo.objectives import Adversarial, Losses, Objective
 TIME_BINS = 4
 
 
-class TokenizerModule(LightningModule):
+class TokenizerModule(ZooModule):
     """Trains a CDT or a KL-VAE: the objective decides which losses.
 
     Args:
@@ -66,38 +62,16 @@ class TokenizerModule(LightningModule):
         # one optimiser: Lightning's loop; two players take their turns by hand
         self.automatic_optimization = adversarial is None
         self._clip: float | None = None
-        self._seed = 0
         self._by_time: list[tuple[Tensor, Tensor]] = []
         self._latents = LatentStatistics()
-
-    def progress(self) -> float:
-        """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
-
-        A run with a time limit thus ends its schedule on a slow machine too.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        done = self.trainer.global_step / steps if 0 < steps < math.inf else 0.0
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
-                elapsed = callback.time_elapsed()
-                done = max(done, elapsed / max(1e-9, elapsed + left))
-        return min(1.0, done)
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
         """The net's optimizer with warm-up and cosine decay, a discriminator's with the cosine."""
         optimizer = self.optimizer(p for p in self.net.parameters() if p.requires_grad)
-
-        def cosine(_: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * self.progress()))
-
-        def warm_cosine(step: int) -> float:
-            warm = (self.trainer.global_step + 1) / max(1, self.warmup_steps)
-            return min(1.0, warm) * cosine(step)
-
-        configs = [_config(optimizer, warm_cosine)]
+        configs = [scheduled(optimizer, self.warm_cosine)]
         if self.adversarial is not None:
             weights = self.adversarial.discriminator.parameters()
-            configs.append(_config(self.adversarial.optimizer(weights), cosine))
+            configs.append(scheduled(self.adversarial.optimizer(weights), self.cosine))
         return configs
 
     def take_over(self, trainer: Trainer) -> None:
@@ -114,7 +88,7 @@ class TokenizerModule(LightningModule):
         if self.adversarial is not None:
             steps = self.trainer.estimated_stepping_batches
             check_stage(self.adversarial, self.net, steps=steps)
-        self._seed = torch.initial_seed()
+        super().on_fit_start()
         self.objective.prepare()
         pca = getattr(self.net, "pca", None)
         if isinstance(pca, BlockPCA) and not pca.basis.any():
@@ -125,13 +99,6 @@ class TokenizerModule(LightningModule):
                 self.net.fit(clips)
             else:
                 pca.fit(clips)
-
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
-        trainer = self.trainer
-        part = index % trainer.accumulate_grad_batches
-        drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
-        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch of clips; a non-finite term ends the run before it reaches the weights."""
@@ -173,22 +140,6 @@ class TokenizerModule(LightningModule):
         for number, name in enumerate([*names, "1"]):
             if (chosen := bins == number).any():
                 self.log(f"loss_at_t/{name}", value[chosen].mean())
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer is told; a non-finite gradient ends the run, not the weights."""
-        self.clip_gradients(
-            optimizer,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-        )
-        if self.trainer.precision == "16-mixed":
-            return  # its scaler expects overflows and skips those steps
-        check_gradient(self.net.parameters(), step=self.trainer.global_step, who="the net")
 
     def on_validation_epoch_start(self) -> None:
         """Forget the latents of the last validation."""
@@ -233,8 +184,3 @@ class TokenizerModule(LightningModule):
         codes = torch.cat(means, dim=1)
         self.net.latent_mean.copy_(codes.mean(1))
         self.net.latent_std.copy_(codes.std(1))
-
-
-def _config(optimizer: Optimizer, scale: Callable[[int], float]) -> OptimizerLRSchedulerConfig:
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

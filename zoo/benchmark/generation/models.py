@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from zoo.benchmark.models import Candidate
-from zoo.diffusion.guidance import checked_guidance
 from zoo.errors import UserError, closest
 
 _ALIAS = re.compile(r"([\w.+-]+)=(?=[\w.]+:|[\w.+-]+(?:@|$))(.*)")
@@ -21,7 +21,7 @@ _SUFFIXES = (".safetensors", ".bin", ".json", ".txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a model samples.
+    """How a model samples; None is the folder's own.
 
     Attributes:
         steps: encoder passes; 1 for TiUE and one-step students.
@@ -30,9 +30,9 @@ class Settings:
         parallel: the decoder passes of an encoder pass go in one batch.
     """
 
-    steps: int
-    decoders: int
-    guidance: float = 1.0
+    steps: int | None = None
+    decoders: int | None = None
+    guidance: float | None = None
     parallel: bool = True
 
 
@@ -40,11 +40,11 @@ class Settings:
 class Generator(Candidate):
     """A row of the table: a pipeline with its settings (`Candidate.steps` is not used)."""
 
-    settings: Settings = dataclasses.field(default_factory=lambda: Settings(steps=1, decoders=4))
+    settings: Settings = dataclasses.field(default_factory=Settings)
 
 
 def settings_of(text: str) -> Settings:
-    """`steps=25,guidance=3`, `N=4`, `N=4,parallel=no`; empty: one encoder and four decoder passes.
+    """`steps=25,guidance=3`, `N=4`, `N=4,parallel=no`; what isn't said is the folder's own.
 
     `steps` alone is the plain sampler, `N` alone is TiUE: one encoder pass, N decoder passes.
 
@@ -66,20 +66,25 @@ def settings_of(text: str) -> Settings:
             raise UserError(f"{name}={found[name]}: give a whole number of passes, at least 1")
     if found.get("parallel", "yes") not in ("yes", "no"):
         raise UserError(f"parallel={found['parallel']}: give yes or no")
-    try:
-        guidance = float(found.get("guidance", "1"))
-    except ValueError as error:
-        raise UserError(f"guidance={found['guidance']}: give a number, such as 3") from error
-    checked_guidance(guidance)
-    if not found.keys() & {"steps", "N"}:
-        found["N"] = "4"
-    steps = int(found.get("steps", "1"))
-    decoders = int(found.get("N", steps))
-    if decoders < steps:
-        raise UserError(
-            f"N={decoders},steps={steps}: each of the {steps} encoder passes needs a decoder "
-            "pass, give an N of at least that"
-        )
+    guidance = None
+    if "guidance" in found:
+        try:
+            guidance = float(found["guidance"])
+        except ValueError as error:
+            raise UserError(f"guidance={found['guidance']}: give a number, such as 3") from error
+        if not 0 <= guidance < math.inf:
+            raise UserError(
+                f"guidance={found['guidance']}: give 1 for none, about 3 to 8 for more of it"
+            )
+    steps = decoders = None
+    if found.keys() & {"steps", "N"}:
+        steps = int(found.get("steps", "1"))
+        decoders = int(found.get("N", steps))
+        if decoders < steps:
+            raise UserError(
+                f"N={decoders},steps={steps}: each of the {steps} encoder passes needs a decoder "
+                "pass, give an N of at least that"
+            )
     return Settings(
         steps=steps,
         decoders=decoders,

@@ -30,6 +30,7 @@ from zoo.errors import RunError, UserError
 from zoo.metrics.clip_score import CLIPScore
 from zoo.metrics.networks import FeatureNet
 from zoo.objectives.perceptual import Perceptual
+from zoo.pipelines import Sampling
 
 SCHEMA_VERSION = 1
 _LOG = logging.getLogger("zoo")
@@ -211,7 +212,7 @@ class Runner:
         self, row: Generator, pipeline: Any, jobs: list[tuple[Prompt, int]]
     ) -> tuple[Tensor, list[int]]:
         """Pictures uint8 [B,3,size,size] on the CPU, and how many tokens of a prompt didn't fit."""
-        how = row.settings
+        how = sampling(row, pipeline)
         # the pipeline warns of every prompt that is too long: here they are counted
         level = _LOG.level
         _LOG.setLevel(logging.ERROR)
@@ -219,10 +220,10 @@ class Runner:
             out = pipeline(
                 [prompt.text for prompt, _ in jobs],
                 seed=[self.seed(prompt, number) for prompt, number in jobs],
-                steps=how.decoders,
-                anchors=how.steps,
+                steps=how.steps,
+                anchors=how.anchors,
                 guidance=how.guidance,
-                parallel=how.parallel,
+                parallel=row.settings.parallel,
                 height=self.rules.size,
                 width=self.rules.size,
                 output_type="pt",
@@ -240,25 +241,31 @@ class Runner:
 
     def _facts(self, row: Generator, pipeline: Any) -> Row:
         """Size and cost: passes of the UNet's halves a picture, and its FLOPs."""
-        how = row.settings
+        how = sampling(row, pipeline)
         factor = 1 if how.guidance == 1 else 2
-        encoders, decoders = passes(pipeline, how.steps, how.decoders)
+        consistency = pipeline.config.sampler == "consistency"
+        # each step of consistency sampling has an encoder pass of its own
+        encoders = how.steps if consistency else how.anchors
         unet: Any = pipeline.unet
         latent = self.rules.size // pipeline.pixels_per_latent
         text = pipeline.encode_prompts([""])
+        flops = unet_flops(
+            unet, latent=latent, text=text.shape[1:], steps=encoders, decoders=how.steps
+        )
         return {
             **_identity(row, "model"),
             "source": row.source,
-            "settings": dataclasses.asdict(how),
-            "sampler": type(pipeline.scheduler).__name__,
+            "settings": {
+                "encoder passes": encoders,
+                "decoder passes": how.steps,
+                "guidance": how.guidance,
+                "parallel": row.settings.parallel,
+            },
+            "sampler": pipeline.config.sampler,
             "parameters": sum(p.numel() for p in unet.parameters()),
             "encoder_passes": factor * encoders,
-            "decoder_passes": factor * decoders,
-            "gflops": unet_flops(
-                unet, latent=latent, text=text.shape[1:], steps=encoders, decoders=decoders
-            )
-            * factor
-            / 1e9,
+            "decoder_passes": factor * how.steps,
+            "gflops": flops * factor / 1e9,
             "dtype": str(unet.dtype).removeprefix("torch."),
         }
 
@@ -302,10 +309,17 @@ class Runner:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def passes(pipeline: Any, steps: int, decoders: int) -> tuple[int, int]:
-    """Encoder and decoder passes; LCM's sampler has as many of both."""
-    lcm = type(pipeline.scheduler).__name__ == "LCMScheduler"
-    return (decoders, decoders) if lcm else (steps, decoders)
+def sampling(row: Generator, pipeline: Any) -> Sampling:
+    """How a model samples: as it was told to, else as its folder says.
+
+    Raises:
+        UserError: a number outside the range of its schedule.
+    """
+    how = row.settings
+    found: Sampling = pipeline.sampling(
+        steps=how.decoders, anchors=how.steps, guidance=how.guidance
+    )
+    return found
 
 
 def unet_flops(unet: Any, *, latent: int, text: Sequence[int], steps: int, decoders: int) -> int:

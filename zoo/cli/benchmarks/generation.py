@@ -18,23 +18,23 @@ from zoo.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from zoo.benchmark.generation.results import Results
-    from zoo.benchmark.protocol import Protocol
-    from zoo.benchmark.runner import Survey
 
 _LOG = logging.getLogger("zoo")
 
 EXAMPLES = """examples:
   zoo benchmark generation --prompts emoji-val.tar --reference emoji-val.tar --out runs/table \\
-    --models tiue=dir:runs/tiue/export@N=4 one_step=dir:runs/one_step/export@steps=1 \\
-             lcm=dir:runs/lcm/export@steps=4 teacher=dir:runs/teacher/export@steps=25,guidance=3
+    --styles fluent3d=3d noto=flat --drop "People & Body" Component \\
+    --models tiue=dir:runs/tiue/export one_step=dir:runs/one_step/export lcm=dir:runs/lcm/export \\
+             teacher=dir:runs/t2i/export teacher4=dir:runs/t2i/export@steps=4,guidance=3
   the same command with more models adds theirs and makes nothing anew
 models:
-  [LABEL=]MODEL[@SETTINGS], MODEL as in `zoo generate`; settings, with commas: steps=S (the plain
-  sampler), N=D (TiUE: one encoder pass, D decoder passes; the default is N=4), guidance=W (1 is
-  none), parallel=no (decoders one by one). LCM's scheduler in a folder means LCM's sampler.
+  [LABEL=]MODEL[@SETTINGS], MODEL as in `zoo generate`; settings, with commas, in place of the
+  folder's own: steps=S (the plain sampler), N=D (TiUE: one encoder pass, D decoder passes),
+  guidance=W (1 is none), parallel=no (decoders one by one).
   The labels tiue, one_step, lcm, four_step, teacher, kl_0, js and forward_kl fill claims.md.
 prompts:
-  one a line, .jsonl with `prompt`, `text` or `caption`, or a .tar shard with such .json members
+  one a line, .jsonl with `prompt`, `text` or `caption`, or captioned pictures (a .tar, a folder
+  with captions.jsonl), whose --styles and --drop are those of the training
 """
 
 
@@ -49,6 +49,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--prompts", type=Path, required=True, help="see below")
     parser.add_argument("--reference", required=True, help="real pictures: folder or shard")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and results")
+    parser.add_argument(
+        "--styles", nargs="+", default=[], metavar="STYLE=WORD", help="as the models were trained"
+    )
+    parser.add_argument(
+        "--drop", nargs="+", default=[], metavar="CATEGORY", help="of prompts and real pictures"
+    )
     parser.add_argument("--size", type=int, help="pixels (default: the first model's own)")
     parser.add_argument("--limit", type=int, help="only so many prompts, evenly over the file")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default 0)")
@@ -72,9 +78,10 @@ def main(arguments: Sequence[str]) -> int:
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: give at least {least}")
 
-    from zoo.data.captions import read_captions
+    from zoo.benchmark.generation.data import open_prompts, open_reference
 
-    texts = read_captions(options.prompts)
+    styles = _styles(options.styles)
+    texts = open_prompts(options.prompts, styles=styles, drop=options.drop)
     # imported late: diffusers takes seconds, and a mistake above needs none of it
     import diffusers
 
@@ -101,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
         repeats=options.repeats,
     )
     judge({"models": [], "networks": {}}, features=options.features)  # a mistake is said now
-    reference = _reference(options.reference, rules.size)
+    reference = open_reference(options.reference, size=rules.size, drop=options.drop)
     store = Store(options.out, rules.header(reference.data.definition))
     try:
         with progress() as advance:
@@ -109,8 +116,17 @@ def main(arguments: Sequence[str]) -> int:
             networks, missing = _networks(options.device)
             lpips, clip = _scorers(options, missing)
             runner = Runner(
-                *(store, rules, prompts, spread(prompts, options.diverse), reference),
-                *(networks, lpips, clip, options.device, options.batch, advance),
+                store=store,
+                rules=rules,
+                prompts=prompts,
+                diverse=spread(prompts, options.diverse),
+                reference=reference,
+                networks=networks,
+                lpips=lpips,
+                clip=clip,
+                device=options.device,
+                batch=options.batch,
+                advance=advance,
             )
             try:
                 runner.run(rows)
@@ -135,27 +151,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _styles(texts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        style, equals, word = text.partition("=")
+        if not (style and equals and word):
+            raise UserError(f"--styles {text}: give STYLE=WORD, such as noto=flat")
+        found[style] = word
+    return found
+
+
 def _own_size(pipeline: Any) -> int:
     own: Any = pipeline.unet.config.sample_size
     sides = {own} if isinstance(own, int) else set(own or ())
     if len(sides) != 1:
         raise UserError(f"the first model's latents are {own}, not square: give --size")
     return int(sides.pop()) * int(pipeline.pixels_per_latent)
-
-
-def _reference(text: str, size: int) -> Survey:
-    """The real pictures, scaled and cut to the size."""
-    from zoo.benchmark.data import open_data
-    from zoo.benchmark.protocol import protocol
-    from zoo.benchmark.runner import Survey
-
-    def rules(**changes: Any) -> Protocol:
-        return protocol("zoo", **{**changes, "size": size})
-
-    data = open_data(text, rules, limit=None)
-    if data.protocol.frames != 1:
-        raise UserError(f"--reference {text} holds films: give a folder or a shard of pictures")
-    return Survey(data)
 
 
 def _networks(device: str) -> tuple[Any, dict[str, str]]:

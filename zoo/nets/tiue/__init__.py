@@ -83,4 +83,16 @@ def tiue_tiny(
     )
 
 
-__all__ = ["EncoderFeatures", "TiUEUNet", "tiue_sd15", "tiue_sd21", "tiue_tiny"]
+@register(family="t2i")
+def t2i_tiny(
+    *,
+    sample_size: int = 16,
+    channels: int = 4,
+    widths: tuple[int, ...] = (64, 128, 128),
+    text_dim: int = 384,
+) -> TiUEUNet:
+    """A teacher for `tiue_tiny`, of the same structure: 7.7 M parameters, many steps, guidance."""
+    return tiue_tiny(sample_size=sample_size, channels=channels, widths=widths, text_dim=text_dim)
+
+
+__all__ = ["EncoderFeatures", "TiUEUNet", "t2i_tiny", "tiue_sd15", "tiue_sd21", "tiue_tiny"]

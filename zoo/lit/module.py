@@ -1,0 +1,92 @@
+"""What every training run does alike: progress, learning rate, noise, finite gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from zoo.data.batch import Batch
+from zoo.lit.finite import check_gradient
+
+
+class ZooModule(LightningModule):
+    """Base of the training modules.
+
+    Attributes:
+        net: what is trained and exported.
+        warmup_steps: steps of linear warm-up of the learning rate; then a cosine over the run.
+    """
+
+    net: nn.Module
+    warmup_steps: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seed = 0
+
+    def progress(self) -> float:
+        """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
+
+        A run with a time limit thus ends its schedule on a slow machine too.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        done = self.trainer.global_step / steps if 0 < steps < math.inf else 0.0
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
+                elapsed = callback.time_elapsed()
+                done = max(done, elapsed / max(1e-9, elapsed + left))
+        return min(1.0, done)
+
+    def cosine(self, _: int) -> float:
+        """Factor of the learning rate: a cosine over the run."""
+        return 0.5 * (1 + math.cos(math.pi * self.progress()))
+
+    def warm_cosine(self, step: int) -> float:
+        """Factor of the learning rate: linear warm-up, then the cosine."""
+        warm = (self.trainer.global_step + 1) / max(1, self.warmup_steps)
+        return min(1.0, warm) * self.cosine(step)
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Call before `fit`: a module that steps by hand takes over what the trainer did."""
+
+    def on_fit_start(self) -> None:
+        """Remember the run's seed."""
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
+        trainer = self.trainer
+        part = index % trainer.accumulate_grad_batches
+        drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
+        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told; a non-finite gradient ends the run, not the weights."""
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+        if self.trainer.precision == "16-mixed":
+            return  # its scaler expects overflows and skips those steps
+        check_gradient(self.net.parameters(), step=self.trainer.global_step, who="the net")
+
+
+def scheduled(optimizer: Optimizer, scale: Callable[[int], float]) -> OptimizerLRSchedulerConfig:
+    """An optimiser whose learning rate is scaled at every step."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
