@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError, closest
 from zoo.objectives.adversarial import OptimizerFactory
+from zoo.objectives.teacher_samples import TeacherSamples
 
 DivergenceName = Literal["reverse_kl", "forward_kl", "js", "jeffreys", "softened_rkl", "hellinger"]
 _LOG_2 = 0.6931471805599453
@@ -96,6 +97,7 @@ class Divergence(nn.Module):
         head: (x_t [B,...], t [B], text [B,L,D]) to log r [B], such as
             `zoo.nets.ratio_head.RatioHead`; None for the reverse KL.
         optimizer: called with the head's parameters; needed with a head.
+        samples: of the teacher, which training needs beside the head (`weight` and `loss` don't).
         max_log_ratio: log r is clamped to [-max, max]: forward_kl's and jeffreys' weights grow
             like r, and a single sample must not own the batch.
 
@@ -110,11 +112,13 @@ class Divergence(nn.Module):
         *,
         head: nn.Module | None = None,
         optimizer: OptimizerFactory | None = None,
+        samples: TeacherSamples | None = None,
         max_log_ratio: float = 5.0,
     ) -> None:
         super().__init__()
         self.name: Any = checked_name(name)
-        if name == "reverse_kl" and (head is not None or optimizer is not None):
+        given = (head, optimizer, samples)
+        if name == "reverse_kl" and any(part is not None for part in given):
             raise UserError(
                 "a ratio head with reverse_kl has nothing to do, as its weight is 1 whatever the "
                 "ratio: leave the head out, or choose another divergence"
@@ -128,6 +132,7 @@ class Divergence(nn.Module):
             raise UserError(f"max_log_ratio = {max_log_ratio}: give a bound above 0")
         self.head = head
         self.optimizer = optimizer
+        self.samples = samples
         self.max_log_ratio = max_log_ratio
 
     @property
