@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,42 @@ def open_pipeline(
     if dtype == torch.float16 and torch.device(device).type == "cpu":
         raise UserError("float16 is not for a CPU: use bfloat16 or float32, or a GPU")
     diffusers: Any = TiUEPipeline  # diffusers' methods have no types
-    try:
+    with _one_sentence(name):
+        folder = pipeline_folder(name)
+        made = diffusers.from_pretrained(folder, unet=load_unet(folder / "unet"))
+    if dtype is None:
+        dtype = made.unet.dtype
+        if dtype == torch.float16 and torch.device(device).type == "cpu":
+            dtype = torch.float32
+    for part in made.components.values():
+        if isinstance(part, nn.Module):
+            # not the part's own `to`, which warns of what doesn't concern it
+            nn.Module.to(part, device=device, dtype=dtype)
+    pipeline: TiUEPipeline = made
+    return pipeline
+
+
+def pipeline_folder(name: str) -> Path:
+    """The folder of a pipeline, fetched where it is on the hub; names as in `open_pipeline`.
+
+    Raises:
+        UserError: there is none.
+    """
+    diffusers: Any = TiUEPipeline
+    with _one_sentence(name):
         if name.startswith("hf:"):
             repository, _, revision = name.removeprefix("hf:").partition("@")
             folder = Path(diffusers.download(repository, revision=revision or None))
         else:
             folder = find_folder(name)
-        _check_folder(folder)
-        made = diffusers.from_pretrained(folder, unet=load_unet(folder / "unet"))
+    _check_folder(folder)
+    return folder
+
+
+@contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except (
@@ -54,16 +84,6 @@ def open_pipeline(
     ) as error:
         said = " ".join(str(error).split())[:240]
         raise UserError(f"{name} can't be opened as a text-to-image pipeline: {said}") from error
-    if dtype is None:
-        dtype = made.unet.dtype
-        if dtype == torch.float16 and torch.device(device).type == "cpu":
-            dtype = torch.float32
-    for part in made.components.values():
-        if isinstance(part, nn.Module):
-            # not the part's own `to`, which warns of what doesn't concern it
-            nn.Module.to(part, device=device, dtype=dtype)
-    pipeline: TiUEPipeline = made
-    return pipeline
 
 
 def _check_folder(path: Path) -> None:

@@ -13,7 +13,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from zoo.errors import UserError
-from zoo.metrics.distributions import KID, FrechetDistance, Manifold, frechet_distance
+from zoo.metrics.distributions import (
+    KID,
+    FrechetDistance,
+    Manifold,
+    frechet_distance,
+    kid_replicates,
+    manifold_members,
+)
 from zoo.metrics.networks import load_inception
 
 
@@ -229,3 +236,68 @@ def test_density_and_coverage_by_their_definition() -> None:
     ours = manifold(torch.from_numpy(real), torch.from_numpy(fake))
     assert ours["density"] == pytest.approx(inside.sum() / (5 * len(fake)))
     assert ours["coverage"] == pytest.approx(inside.any(axis=0).mean())
+
+
+def test_kid_replicates_are_u_statistics_without_a_sample_and_its_copy() -> None:
+    real, fake = gaussian(9, 3).double().numpy(), gaussian(7, 3, seed=1).double().numpy() + 0.3
+    value, draws = kid_replicates(real, fake, resamples=20)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a @ b / 3 + 1) ** 3)
+
+    def statistic(mine: list[int], other: list[int]) -> float:
+        def within(rows: np.ndarray, chosen: list[int]) -> float:
+            pairs = [(i, j) for i in chosen for j in chosen if i != j]
+            return float(np.mean([kernel(rows[i], rows[j]) for i, j in pairs]))
+
+        across = np.mean([kernel(fake[i], real[j]) for i in mine for j in other])
+        return within(fake, mine) + within(real, other) - 2 * float(across)
+
+    assert value == pytest.approx(statistic(list(range(7)), list(range(9))))
+    rng = np.random.default_rng((0, 9, 7))
+    counts = [rng.multinomial(n, np.full(n, 1 / n), size=20) for n in (7, 9)]
+    for row in range(20):
+        mine, other = (np.repeat(np.arange(len(c[row])), c[row]).tolist() for c in counts)
+        assert draws[row] == pytest.approx(statistic(mine, other))
+
+
+def test_kid_replicates_cover_the_true_distance() -> None:
+    truth = kid_replicates(
+        gaussian(6000, 4, seed=100).double().numpy(),
+        gaussian(6000, 4, seed=101).double().numpy() + 0.5,
+        resamples=1,
+    )[0]
+    covered, means = 0, []
+    for seed in range(80):
+        real = gaussian(60, 4, seed=2 * seed).double().numpy()
+        fake = gaussian(60, 4, seed=2 * seed + 1).double().numpy() + 0.5
+        value, draws = kid_replicates(real, fake, resamples=300)
+        low, high = np.percentile(draws, (2.5, 97.5))
+        covered += low <= truth <= high
+        means.append(draws.mean() - value)
+    assert covered >= 68  # of 80; 76 expected
+    # replicates aren't biased: copies of a sample would pull them up
+    assert abs(np.mean(means)) < 0.05 * truth
+
+
+def test_kid_replicates_of_two_models_are_paired() -> None:
+    real, fake = gaussian(50).double().numpy(), gaussian(40, seed=1).double().numpy()
+    other = fake + 0.05 * gaussian(40, seed=2).double().numpy()
+    one, two = (kid_replicates(real, rows, resamples=400)[1] for rows in (fake, other))
+    assert (one - two).std() < 0.3 * one.std()
+
+
+def test_manifold_members_average_to_precision_and_recall() -> None:
+    real, fake = gaussian(60, 5), gaussian(50, 5, seed=1) * 0.6
+    members = manifold_members(real, fake, neighbours=3)
+    assert members is not None
+    theirs = prc_features_to_metric(real, fake, prc_neighborhood=3, verbose=False)
+    assert float(members[0].double().mean()) in (
+        pytest.approx(theirs["precision"]),
+        pytest.approx(theirs["recall"]),
+    )
+    assert members[0].shape == (50,)
+    assert members[1].shape == (60,)
+    # a narrow set is precise, and recalls little
+    assert members[0].double().mean() > members[1].double().mean()
+    assert manifold_members(real[:3], fake) is None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.benchmark.results import Results
-from zoo.benchmark.tables import DIGITS, HIGHER, columns, name_of
+from zoo.benchmark.tables import DIGITS, HIGHER, Column, columns, name_of
 
 Model = dict[str, Any]
 WIDTH, HEIGHT = 560, 340
@@ -121,21 +121,34 @@ def frame(x: Axis, y: Axis, *, x_title: str, y_title: str, bottom: float) -> lis
     return parts
 
 
-def quality_over_cost(results: Results, metric: str) -> str | None:
-    """Quality against the decoder's TFLOPs; the trivial codes as lines. None without a net."""
+DECODER = ("tflops_decode", "decoder TFLOPs a clip")
+
+
+def quality_over_cost(
+    results: Results, metric: str, *, cost: tuple[str, str] = DECODER, title: str = ""
+) -> str | None:
+    """Quality against cost; the trivial codes as lines. None without a net.
+
+    Args:
+        results: to show.
+        metric: key of the quality.
+        cost: key and title of the cost, log scale.
+        title: of the quality; empty: its column's in the reconstruction table.
+    """
+    key, cost_title = cost
     nets = [m for m in results["models"] if not m["baseline"] and metric in m["metrics"]]
-    nets = [m for m in nets if m["tflops_decode"] > 0]
+    nets = [m for m in nets if m[key] > 0]
     if not nets:
         return None
     lines = [m for m in results["models"] if m["baseline"] and metric in m["metrics"]]
-    title = next(c.title for c in columns(results) if c.key == metric)
-    costs = [m["tflops_decode"] for m in nets]
+    title = title or next(c.title for c in columns(results) if c.key == metric)
+    costs = [m[key] for m in nets]
     values = [m["metrics"][metric][k] for m in nets for k in ("low", "high", "mean")]
     values = [v for v in values if v is not None] + [m["metrics"][metric]["mean"] for m in lines]
     bottom = HEIGHT - BOTTOM
     x = Axis(min(costs) / 2.5, max(costs) * 2.5, LEFT, WIDTH - RIGHT, log=True)
     y = Axis(*spread_range(values), bottom, TOP)
-    parts = frame(x, y, x_title="decoder TFLOPs a clip (log)", y_title=title, bottom=bottom)
+    parts = frame(x, y, x_title=f"{cost_title} (log)", y_title=title, bottom=bottom)
     for model in lines:
         at = y(model["metrics"][metric]["mean"])
         parts.append(line(x.start, at, x.end, at, kind="reference"))
@@ -143,7 +156,7 @@ def quality_over_cost(results: Results, metric: str) -> str | None:
     taken, labels = places(results), list[tuple[float, float, float]]()
     for model in nets:
         entry, look = model["metrics"][metric], colour(taken[model["label"]], model)
-        at_x, at_y = x(model["tflops_decode"]), y(entry["mean"])
+        at_x, at_y = x(model[key]), y(entry["mean"])
         if entry["low"] is not None:
             style = f"stroke:{look}"
             parts.append(
@@ -152,7 +165,7 @@ def quality_over_cost(results: Results, metric: str) -> str | None:
         parts.append(
             f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5.5" style="fill:{look}">'
             f"<title>{escape(name_of(model))}: {entry['mean']:.4g} at "
-            f"{model['tflops_decode']:.4g} TFLOPs</title></circle>"
+            f"{model[key]:.4g} {cost_title}</title></circle>"
         )
         right, width = at_x < WIDTH * 0.62, _LETTER * len(name_of(model))
         left = at_x + 11 if right else at_x - 11 - width
@@ -165,7 +178,7 @@ def quality_over_cost(results: Results, metric: str) -> str | None:
                 kind="label",
             )
         )
-    return svg(parts, title=f"{title} against the decoder's TFLOPs")
+    return svg(parts, title=f"{title} against {cost_title}")
 
 
 def free_height(
@@ -178,14 +191,24 @@ def free_height(
     return next(free, wanted)
 
 
-def forest(results: Results, metric: str) -> str | None:
-    """Paired differences to the baseline with their intervals."""
+def forest(results: Results, metric: str, *, column: Column | None = None) -> str | None:
+    """Paired differences to the baseline with their intervals.
+
+    Args:
+        results: to show.
+        metric: key of the differences.
+        column: how they are named and read; None: as in the reconstruction table, clip by clip.
+    """
     models = [
-        m for m in results["models"] if m["difference"].get(metric, {}).get("mean") is not None
+        m for m in results["models"] if (m["difference"].get(metric) or {}).get("mean") is not None
     ]
     if not models:
         return None
-    title = next(c.title for c in columns(results) if c.key == metric)
+    if column is None:
+        title = next(c.title for c in columns(results) if c.key == metric)
+        digits, higher, same = DIGITS[metric], HIGHER[metric], "clip"
+    else:
+        title, digits, higher, same = column.title, column.digits, column.better > 0, "prompts"
     step, top = 30, 14
     bottom = top + step * len(models)
     entries = [m["difference"][metric] for m in models]
@@ -196,8 +219,8 @@ def forest(results: Results, metric: str) -> str | None:
         parts.append(line(x(tick), bottom, x(tick), bottom + 4, kind="axis"))
         parts.append(text(x(tick), bottom + 18, number(tick), anchor="middle", kind="tick"))
     parts.append(line(x.start, bottom, x.end, bottom, kind="axis"))
-    better = "right is better" if HIGHER[metric] else "left is better"
-    caption = f"{title} minus that of {results['baseline']} on the same clip ({better})"
+    better = "right is better" if higher else "left is better"
+    caption = f"{title} minus that of {results['baseline']} on the same {same} ({better})"
     parts.append(text((x.start + x.end) / 2, bottom + 38, caption, anchor="middle", kind="name"))
     taken = places(results)
     for row, (model, entry) in enumerate(zip(models, entries, strict=True)):
@@ -209,7 +232,7 @@ def forest(results: Results, metric: str) -> str | None:
         parts.append(
             f'<circle cx="{x(entry["mean"]):.1f}" cy="{at:.1f}" r="5" style="fill:{look}"/>'
         )
-        shown = f"{entry['mean']:+.{DIGITS[metric]}f}".replace("-", "\N{MINUS SIGN}")
+        shown = f"{entry['mean']:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
         parts.append(text(WIDTH - 4, at + 4, shown, anchor="end", kind="value"))
     return svg(parts, height=bottom + 46, title=caption)
 

@@ -71,9 +71,9 @@ def collect(
             for name, why in sorted((runner.scorer.missing | missing).items())
         },
         "failed": dict(sorted(runner.failures.items())),
-        "device": _device(runner.device),
+        "device": device_name(runner.device),
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": versions(),
         "models": models,
     }
     compare_to(results, baseline)
@@ -195,6 +195,11 @@ def load_results(path: Path) -> Results:
         raise UserError(
             f"{path} has schema version {found}, this zoo reads {SCHEMA_VERSION}: measure it again"
         )
+    if results.get("kind", "reconstruction") != "reconstruction":
+        raise UserError(
+            f"{path} is of `zoo benchmark {results['kind']}`, whose models go into one table by "
+            "running it again with the same --out and more --models"
+        )
     return results
 
 
@@ -280,7 +285,8 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 7)
 
 
-def _device(device: str) -> str:
+def device_name(device: str) -> str:
+    """What torch or the system calls a device."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -291,7 +297,8 @@ def _device(device: str) -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions that numbers depend on, by package."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -94,8 +94,12 @@ class CaptionedPictures(Source):
 
     def read_prompts(self) -> list[str]:
         """The captions alone, of all pictures that aren't dropped, without opening a picture."""
+        return list(self.captions().values())
+
+    def captions(self) -> dict[str, str]:
+        """As `read_prompts`, by key: a file below the folder, or a name in the tar's pairs."""
         self._find()
-        return list(self._prompts.values())
+        return dict(self._prompts)
 
     @property
     def fixed(self) -> bool:

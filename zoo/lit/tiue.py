@@ -10,17 +10,21 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from zoo.data.batch import Batch
 from zoo.diffusion.samplers import DDIMPlan, TiUESample, tiue_sample
 from zoo.errors import UserError
+from zoo.frozen import Frozen
 from zoo.lit.adversarial import take_over
 from zoo.lit.finite import check_gradient, check_terms
 from zoo.lit.module import scheduled
 from zoo.lit.prompted import PromptedModule
 from zoo.nets.tiue.unet import TiUEUNet
 from zoo.objectives.distillation import DistillationObjective, check_widths
+from zoo.objectives.divergence import Divergence
 from zoo.objectives.losses import Losses
 from zoo.objectives.score import ScoreNet
 from zoo.open_pipeline import open_pipeline
@@ -101,7 +105,14 @@ class DistillationModule(PromptedModule):
             score.checkpoint_gradients()
         # a divergence with a head to train is a module, and its weights belong to the run
         divergence = objective.divergence
-        self.divergence = divergence if isinstance(divergence, nn.Module) else None
+        learns = isinstance(divergence, Divergence) and not divergence.data_free
+        self.divergence: Any = divergence if learns else None
+        if self.divergence is not None and self.divergence.samples is None:
+            raise UserError(
+                f"{self.divergence.name} learns a density ratio from samples of the teacher: give "
+                "the divergence samples, or choose reverse_kl"
+            )
+        self._teacher = Frozen(of=source)
         self.optimizer, self.score_optimizer = optimizer, score_optimizer
         self.plan: DDIMPlan = pipeline.plan(steps)
         self.anchors = anchors
@@ -132,15 +143,42 @@ class DistillationModule(PromptedModule):
             return min(1.0, (self.trainer.global_step + 1) / max(1, self.warmup_steps))
 
         student: OptimizerLRSchedulerConfig = scheduled(self.optimizer(self.net.parameters()), warm)
-        return [student, {"optimizer": self.score_optimizer(self.score.parameters())}]
+        found = [student, {"optimizer": self.score_optimizer(self.score.parameters())}]
+        if self.divergence is not None:
+            found.append(
+                {"optimizer": self.divergence.optimizer(self.divergence.head.parameters())}
+            )
+        return found
 
     def on_fit_start(self) -> None:
         """Load CLIP where it is asked for."""
         super().on_fit_start()
         # frozen_nets are set to need no gradient; adapters on the teacher do
         self.score.requires_grad_(True)
+        if self.divergence is not None:
+            self.divergence.requires_grad_(True)
+            self._sample_teacher()
         if self.objective.clip is not None:
             self.objective.clip.prepare(self.device)
+
+    def _sample_teacher(self) -> None:
+        """Make or read the teacher's samples of all captions."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        prompts = getattr(data.train, "prompts", None)
+        if not prompts:
+            raise UserError(
+                f"{self.divergence.name} needs a teacher's sample of every caption: train it on "
+                "Captions, whose captions are known beforehand"
+            )
+        teacher = self._teacher.of
+        teacher.set_progress_bar_config(disable=True)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("samples of the teacher")
+            self.divergence.samples.prepare(
+                teacher,
+                prompts,
+                report=lambda done, total: bar.update(task, completed=done, total=total),
+            )
 
     def on_train_start(self) -> None:
         """The score net's lead over the student; a resumed run has had it."""
@@ -175,6 +213,9 @@ class DistillationModule(PromptedModule):
             self.log(f"train/{name}", sum(t[name] for t in totals), prog_bar=True)
         for _ in range(self.score_updates):
             self.log("train/score", self._step_score(made, parts), prog_bar=True)
+        if self.divergence is not None:
+            for name, value in self._step_ratio(made, parts).items():
+                self.log(f"train/{name}", value)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """The sheet of the averaged student."""
@@ -246,6 +287,28 @@ class DistillationModule(PromptedModule):
         self._descend(optimizer, self.score.parameters(), "the score net")
         self.score_steps += 1
         return total
+
+    def _step_ratio(
+        self, made: list[tuple[Tensor, TiUESample]], parts: list[list[str]]
+    ) -> dict[str, Tensor]:
+        """One update of the ratio head on the student's samples and the teacher's; its terms."""
+        # torch's own optimiser, as the score net's
+        optimizer = self.trainer.optimizers[2]
+        optimizer.zero_grad()
+        count, found = sum(map(len, parts)), dict[str, Tensor]()
+        for (_, sample), prompts in zip(made, parts, strict=True):
+            loss, terms = self.objective.ratio(
+                self.divergence.samples(prompts).to(self.device),
+                sample.sample,
+                self.text_of(prompts),
+                alpha_bars=self.alpha_bars,  # type: ignore[arg-type]
+            )
+            share = len(prompts) / count
+            self.manual_backward(loss * share)
+            for name, value in terms.items():
+                found[name] = found.get(name, torch.zeros_like(value)) + value * share
+        self._descend(optimizer, self.divergence.parameters(), "the ratio head")
+        return found
 
     def _descend(self, optimizer: Any, weights: Iterable[Tensor], who: str) -> None:
         weights = list(weights)

@@ -199,6 +199,59 @@ def unbiased_mmd(xx: Array, yy: Array, xy: Array, *, paired: bool = False) -> fl
     return float(within - 2 * xy.mean())
 
 
+def kid_replicates(
+    real: Array, fake: Array, *, resamples: int, seed: int = 0
+) -> tuple[float, Array]:
+    """The full-sample kernel distance of unpaired sets, and its bootstrap replicates.
+
+    Samples of both sets are drawn anew with replacement. Pairs of a sample with its own copy are
+    left out, as pairs of a sample with itself are, so that replicates are not biased upwards. The
+    draws depend on the sizes and the seed alone: replicates of two models on the same prompts are
+    paired, and their differences are those of the difference.
+
+    Args:
+        real: features [N,D].
+        fake: features [M,D]; row i of two models is of the same prompt.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        MMD^2 with the kernel of `KID`, unbiased, and [R].
+    """
+    xx, yy, xy = _kernels(fake, real)
+    rng = np.random.default_rng((seed, len(real), len(fake)))
+    mine, other = (
+        rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+        for n in (len(fake), len(real))
+    )
+
+    def distance(w: Array, v: Array) -> Array:
+        within = [
+            (((u @ k) * u).sum(1) - u**2 @ np.diag(k)) / (u.sum(1) ** 2 - (u**2).sum(1))
+            for u, k in ((w, xx), (v, yy))
+        ]
+        across = ((w @ xy) * v).sum(1) / (w.sum(1) * v.sum(1))
+        result: Array = within[0] + within[1] - 2 * across
+        return result
+
+    whole = distance(np.ones((1, len(fake))), np.ones((1, len(real))))
+    return float(whole[0]), distance(mine, other)
+
+
+def manifold_members(
+    real: Tensor, fake: Tensor, *, neighbours: int = 3
+) -> tuple[Tensor, Tensor] | None:
+    """Samples in the originals' manifold, bool [M], and originals in the samples' manifold, [N].
+
+    Their means are precision and recall (arXiv 1904.06991, eq. 1 to 3). None for too few samples.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        return None
+    across = torch.cdist(fake, real)
+    near = [torch.cdist(part, part).kthvalue(neighbours + 1, dim=1).values for part in (real, fake)]
+    return (across <= near[0]).any(1), (across <= near[1][:, None]).any(0)
+
+
 class Manifold(_Samples):
     """Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
@@ -217,14 +270,13 @@ class Manifold(_Samples):
     def compute(self) -> dict[str, Tensor]:
         """`precision`, `recall`, `density`, `coverage`; without those that lack neighbours."""
         real, fake = (torch.from_numpy(part) for part in self.sets(paired=False))
-        across, result = torch.cdist(fake, real), {}
-        real_near, fake_near = (torch.cdist(part, part).sort(dim=1).values for part in (real, fake))
-        if min(len(real), len(fake)) > self.neighbours:
-            result["precision"] = (across <= real_near[:, self.neighbours]).any(1).double().mean()
-            inside = across <= fake_near[:, self.neighbours, None]
-            result["recall"] = inside.any(0).double().mean()
+        result = {}
+        members = manifold_members(real, fake, neighbours=self.neighbours)
+        if members is not None:
+            result["precision"], result["recall"] = (part.double().mean() for part in members)
         if len(real) > self.wide_neighbours:
-            inside = across <= real_near[:, self.wide_neighbours]
+            near = torch.cdist(real, real).kthvalue(self.wide_neighbours + 1, dim=1).values
+            inside = torch.cdist(fake, real) <= near
             result["density"] = inside.double().sum() / self.wide_neighbours / len(fake)
             result["coverage"] = inside.any(0).double().mean()
         return result

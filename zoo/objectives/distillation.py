@@ -157,6 +157,30 @@ class DistillationObjective:
         by_sample = error.square().flatten(1).mean(1)
         return (by_sample * alpha_bar if self.score_weight == "alpha_bar" else by_sample).mean()
 
+    def ratio(
+        self, teacher_x0: Tensor, x0: Tensor, text: Tensor, *, alpha_bars: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the divergence's ratio head, and its terms.
+
+        Both sets are noised to the same time steps, drawn as the student's are.
+
+        Args:
+            teacher_x0: samples of the teacher [B,...], of the same captions.
+            x0: of the student.
+            text: [B,L,D].
+            alpha_bars: the schedule [T], float32.
+        """
+        divergence: Any = self.divergence
+        total = len(alpha_bars)
+        low, high = (int(share * total) for share in self.times)
+        index = torch.randint(low, max(high, low + 1), (len(x0),), device=x0.device)
+        noised = [
+            add_noise(x.detach().float(), torch.randn_like(x, dtype=torch.float), alpha_bars[index])
+            for x in (teacher_x0, x0)
+        ]
+        found: tuple[Tensor, dict[str, Tensor]] = divergence.loss(*noised, index, text)
+        return found
+
 
 def guided(
     net: Predict, x_t: Tensor, index: Tensor, text: Tensor, empty: Tensor, guidance: float

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     data = open_data(options.data, rules_for, limit=options.limit)
     store = Store(options.out, header_row(data))
     try:
-        with _progress() as advance:
+        with progress() as advance:
             survey = Survey(data)
             survey.read(advance)
             rules = data.protocol
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Advance]:
+def progress() -> Iterator[Advance]:
     """A progress bar on stderr; yields what tells it the label, the clips done and to do."""
     columns = (
         TextColumn("{task.description:24}"),

@@ -1,0 +1,1 @@
+"""Comparing text-to-image models on the same prompts and noise."""
