@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.diffusion.samplers import Noise
+from zoo.errors import UserError
 from zoo.nets.posterior import Posterior
-from zoo.nets.tokenizer import pad_time
+from zoo.nets.tokenizer import Size, pad_time
 from zoo.streaming import Carry
 
 
@@ -26,11 +28,13 @@ class Calls(ABC):
 
     Attributes:
         why_whole: why the class needs the whole clip at once; empty where it streams.
-        least: latents (t,h,w) that the decoder needs at least; fewer are repeated up to them.
     """
 
     why_whole: str = ""
-    least: tuple[int, int, int] = (1, 1, 1)
+
+    def least(self, vae: Any) -> Size:
+        """Latents (t,h,w) that the decoder needs; fewer are repeated up to them."""
+        return 1, 1, 1
 
     @abstractmethod
     def encode(self, vae: Any, x: Tensor, carry: Carry | None) -> Posterior:
@@ -47,7 +51,7 @@ class Pictures(Calls):
     """Image classes, frame by frame: the memory of one frame whatever T is."""
 
     def encode(self, vae: Any, x: Tensor, carry: Carry | None) -> Posterior:
-        posteriors = [_posterior(vae.encode(frame)) for frame in x.unbind(2)]
+        posteriors = [_posterior(vae.encode(frame)) for frame in _frames(x)]
         mean = torch.stack([p.mean for p in posteriors], dim=2)
         logvars = [p.logvar for p in posteriors if p.logvar is not None]
         return Posterior(mean, torch.stack(logvars, dim=2) if logvars else None)
@@ -55,15 +59,14 @@ class Pictures(Calls):
     def decode(
         self, vae: Any, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise
     ) -> Tensor:
-        return torch.stack([vae.decode(frame).sample for frame in z.unbind(2)], dim=2)
+        return torch.stack([vae.decode(frame).sample for frame in _frames(z)], dim=2)
 
 
 class WholeClip(Calls):
     """Video classes that need all frames at once."""
 
-    def __init__(self, why: str, *, least: tuple[int, int, int] = (1, 1, 1)) -> None:
+    def __init__(self, why: str) -> None:
         self.why_whole = why
-        self.least = least
 
     def encode(self, vae: Any, x: Tensor, carry: Carry | None) -> Posterior:
         return _posterior(vae.encode(x))
@@ -73,6 +76,14 @@ class WholeClip(Calls):
     ) -> Tensor:
         y: Tensor = vae.decode(z).sample
         return y
+
+
+class Reflecting(WholeClip):
+    """LTX-2's own decoder may pad by reflection, which needs two latents a side."""
+
+    def least(self, vae: Any) -> Size:
+        side = 2 if vae.config.decoder_spatial_padding_mode == "reflect" else 1
+        return 1, side, side
 
 
 class VidTok(WholeClip):
@@ -95,6 +106,32 @@ class DiffusionDecoder(WholeClip):
     `vae` holds the encoder, and the decoder as `vae.denoiser`.
     """
 
+    def least(self, vae: Any) -> Size:
+        """Where every neighbourhood of its attention fits into its grid."""
+        config = vae.denoiser.config
+        strides = config.decoder_upsample_strides
+        stages = list(zip(config.decoder_stage_kernels, strides, strict=True))
+        last = config.decoder_stage5_kernel
+        ghosts = config.decoder_stage_kernels[0][0] // 2 * 2  # frames it appends, then crops
+
+        def time_fits(t: int) -> bool:
+            grid = t + ghosts
+            for kernel, stride in stages:
+                if grid < kernel[0]:
+                    return False
+                grid = grid * stride[0] - (stride[0] - 1)
+            return bool(1 + (t - 1) * config.temporal_compression_ratio >= last[0])
+
+        def side_fits(side: int, axis: int) -> bool:
+            for kernel, stride in stages:
+                if side < kernel[axis]:
+                    return False
+                side *= stride[axis]
+            return bool(side >= last[axis])
+
+        sides = (next(n for n in count(1) if side_fits(n, axis)) for axis in (1, 2))
+        return next(n for n in count(1) if time_fits(n)), *sides  # type: ignore[return-value]
+
     def decode(
         self, vae: Any, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise
     ) -> Tensor:
@@ -102,7 +139,11 @@ class DiffusionDecoder(WholeClip):
         context = decoder.forward_stage_4(decoder.forward_stages_1_to_3(z))
         height, width = (side * decoder.patch_size for side in context.shape[2:4])
         like = z[:, :1, :1, :1, :1].expand(-1, decoder.out_channels, -1, height, width)
-        y: Tensor = decoder.denoise(context, noise(like, context.shape[1]), steps)
+        drawn = noise(like, context.shape[1])
+        if drawn.shape[-2:] != like.shape[-2:]:
+            _, h, w = self.least(vae)
+            raise UserError(f"this decoder needs tiles of at least {h}x{w} latents: give larger ones")
+        y: Tensor = decoder.denoise(context, drawn, steps)
         return y
 
 
@@ -122,8 +163,8 @@ class Wan(Calls):
         x = x if waiting is None else torch.cat([waiting, x], dim=2)
         features = _recall(carry, _causal_layers(vae.encoder))
         pieces = []
-        while x.shape[2] >= (count := 1 if first else vae.config.scale_factor_temporal):
-            piece, x, first = x[:, :, :count], x[:, :, count:], False
+        while x.shape[2] >= (ready := 1 if first else vae.config.scale_factor_temporal):
+            piece, x, first = x[:, :, :ready], x[:, :, ready:], False
             if vae.config.patch_size is not None:
                 piece = _own(vae).patchify(piece, vae.config.patch_size)
             pieces.append(vae.encoder(piece, feat_cache=features, feat_idx=[0]))
@@ -141,9 +182,8 @@ class Wan(Calls):
         if carry is None:
             whole: Tensor = vae.decode(z).sample
             return whole
-        count = _causal_layers(vae.decoder)
-        features = _recall(carry, count)
-        first = features == [None] * count
+        features = _recall(carry, _causal_layers(vae.decoder))
+        first = all(feature is None for feature in features)
         pieces = []
         for piece in vae.post_quant_conv(z).split(1, dim=2):
             call = {"feat_cache": features, "feat_idx": [0], "first_chunk": first}
@@ -154,6 +194,11 @@ class Wan(Calls):
         if vae.config.patch_size is not None:
             y = _own(vae).unpatchify(y, vae.config.patch_size)
         return y.clamp(-1.0, 1.0)
+
+
+def _frames(x: Tensor) -> list[Tensor]:
+    """Frames [B,C,H,W], laid out as pictures are: rounding depends on it."""
+    return [frame.contiguous() for frame in x.unbind(2)]
 
 
 def _posterior(output: Any) -> Posterior:
@@ -176,8 +221,8 @@ def _own(vae: Any) -> Any:
     return sys.modules[type(vae).__module__]
 
 
-def _recall(carry: Carry, count: int) -> list[Any]:
-    held = [carry.read(f"feature{i}") for i in range(count)]
+def _recall(carry: Carry, slots: int) -> list[Any]:
+    held = [carry.read(f"feature{i}") for i in range(slots)]
     return ["Rep" if t is not None and not t.numel() else t for t in held]
 
 
@@ -188,9 +233,11 @@ def _keep(carry: Carry, features: list[Any], like: Tensor) -> None:
             carry.write(f"feature{i}", like.new_zeros(len(like), 0) if empty else feature)
 
 
-def repeat_latents(z: Tensor, least: tuple[int, int, int]) -> Tensor:
+def repeat_latents(z: Tensor, least: Size) -> Tensor:
     """Repeat the last latents in time and space up to `least`."""
     missing = [max(0, want - have) for want, have in zip(least, z.shape[2:], strict=True)]
+    if not any(missing):
+        return z
     z = pad_time(z, missing[0])
     return F.pad(z, (0, missing[2], 0, missing[1], 0, 0), mode="replicate")
 
@@ -208,7 +255,7 @@ CALLS: dict[str, Calls] = {
     "AutoencoderKLHunyuanVideo": WholeClip(_GROUP_NORM),
     "AutoencoderKLCosmos": WholeClip("its attention in time looks at all frames before"),
     "AutoencoderKLLTXVideo": WholeClip(_LOOKS_AHEAD),
-    "AutoencoderKLLTX2Video": WholeClip(_LOOKS_AHEAD, least=(1, 2, 2)),
+    "AutoencoderKLLTX2Video": Reflecting(_LOOKS_AHEAD),
     "AutoencoderVidTok": VidTok("its decoder interpolates towards the latent that follows"),
     "LTX2VideoDiffusionDecoderModel": DiffusionDecoder(_LOOKS_AHEAD),
 }

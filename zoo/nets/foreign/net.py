@@ -147,7 +147,7 @@ class Foreign(Tokenizer):
 
     def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         self._check(z, "latents", carry)
-        given = repeat_latents(z, self._calls.least)
+        given = repeat_latents(z, self._calls.least(self.vae))
         y = self._calls.decode(self.vae, given, carry, steps=steps, noise=noise)
         if given is z:
             return y
@@ -194,10 +194,27 @@ def foreign_class(kind: str) -> Any:
 
 def _build(kind: str, settings: dict[str, Any]) -> Any:
     made = foreign_class(kind)
+    if settings.get("regularizer") == "fsq":
+        raise UserError("the zoo wraps no quantised latents: use a VidTok with regularizer kl")
     try:
-        return made(**settings).eval()
+        vae = made(**settings).eval()
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{kind} refuses its settings ({error}): see its config.json") from error
+    if torch.get_default_device().type == "meta":
+        # some classes make a parameter without asking what the default device is
+        vae = vae.to("meta")
+        _make_constants(vae)
+    return vae
+
+
+def _make_constants(vae: nn.Module) -> None:
+    """Give a net on meta the buffers that no file holds: loading would leave them empty."""
+    for path, module in list(vae.named_modules()):
+        if module._non_persistent_buffers_set:
+            # of the wrapped classes, only Cosmos's patches have any
+            patch: Any = module
+            with torch.device("cpu"):
+                vae.set_submodule(path, type(patch)(patch.patch_size, patch.patch_method))
 
 
 def published_statistics(vae: Any, channels: int) -> tuple[Tensor, Tensor]:
