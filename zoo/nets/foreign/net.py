@@ -46,6 +46,7 @@ class Foreign(Tokenizer):
 
     Args:
         config: the class and its settings.
+        modules: autoencoder and second decoder (or None) that were built from them already.
 
     Raises:
         UserError: this diffusers has no such class, or it refuses its settings.
@@ -55,17 +56,16 @@ class Foreign(Tokenizer):
     config_class = ForeignConfig
     config: ForeignConfig
 
-    def __init__(self, config: ForeignConfig) -> None:
+    def __init__(self, config: ForeignConfig, *, modules: tuple[Any, Any] | None = None) -> None:
         super().__init__()
         self.config = config
-        self._hold(
-            _build(config.kind, config.settings),
-            _build(config.decoder, config.decoder_settings) if config.decoder else None,
-        )
-
-    def _hold(self, vae: Any, decoder: Any) -> None:
-        """Wrap these modules."""
-        self._calls = CALLS[self.config.decoder or self.config.kind]
+        if modules is None:
+            modules = (
+                _build(config.kind, config.settings),
+                _build(config.decoder, config.decoder_settings) if config.decoder else None,
+            )
+        vae, decoder = modules
+        self._calls = CALLS[config.decoder or config.kind]
         if decoder is not None:
             vae.decoder = nn.Identity()  # its own is never called
             vae.denoiser = decoder

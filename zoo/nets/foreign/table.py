@@ -32,6 +32,7 @@ class Entry:
         reduced: changes that make it small, for tests.
         latent: latent mean and std, published as "shift" and "scale" or by channel.
         confirmed: what was read to check the row.
+        on_hub: whether the repository has files that diffusers reads.
         decoder: a second class that decodes in place of `kind`, from its own `decoder_subfolder`.
     """
 
@@ -48,6 +49,7 @@ class Entry:
     stored: str = "float32"
     settings: Settings = field(default_factory=dict)
     reduced: Settings = field(default_factory=dict)
+    on_hub: bool = True
     decoder: str = ""
     decoder_subfolder: str = ""
     decoder_settings: Settings = field(default_factory=dict)
@@ -389,6 +391,7 @@ ENTRIES: dict[str, Entry] = {
         licence="MIT",
         parameters=157.5,
         latent="scale 1: none is published",
+        on_hub=False,
         settings={},
         reduced={"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1},
         confirmed="class defaults; the hub holds checkpoints of its own code, none for diffusers",
@@ -400,6 +403,7 @@ ENTRIES: dict[str, Entry] = {
         licence="MIT",
         parameters=157.5,
         latent="scale 1: none is published",
+        on_hub=False,
         settings={"z_channels": 16},
         reduced={"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
         confirmed="class defaults; the hub holds checkpoints of its own code, none for diffusers",
