@@ -143,12 +143,18 @@ class Foreign(Tokenizer):
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         self._check(x, "pixels", carry)
-        return self._calls.encode(self.vae, x, carry)
+        try:
+            return self._calls.encode(self.vae, x, carry)
+        except NotImplementedError as error:
+            raise self._unserved(x) from error
 
     def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         self._check(z, "latents", carry)
         given = repeat_latents(z, self._calls.least(self.vae))
-        y = self._calls.decode(self.vae, given, carry, steps=steps, noise=noise)
+        try:
+            y = self._calls.decode(self.vae, given, carry, steps=steps, noise=noise)
+        except NotImplementedError as error:
+            raise self._unserved(z) from error
         if given is z:
             return y
         t, h, w = self.compression
@@ -165,6 +171,12 @@ class Foreign(Tokenizer):
             raise UserError(
                 f"{self.config.kind} can't stream ({self.why_whole}): give the whole clip"
             )
+
+    def _unserved(self, x: Tensor) -> UserError:
+        return UserError(
+            f"torch has no {_spell(x.dtype)} kernel on {x.device.type} that {self.config.kind} "
+            "needs: load it with dtype=torch.float32"
+        )
 
 
 def _spell(dtype: torch.dtype) -> str:
