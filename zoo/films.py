@@ -114,7 +114,7 @@ def encode_film(
         film: open.
         writer: the folder; its settings say whether means or samples are written.
         key: the film's name in the folder.
-        chunk: frames the net sees at a time.
+        chunk: frames the net sees at a time; one that doesn't stream sees the whole film.
         checkpoint_seconds: a stop loses at most the work of so long.
         progress: called with the number of frames done so far.
 
@@ -146,12 +146,17 @@ def encode_film(
 
     def add(pixels: Tensor, frames: list[Frame]) -> State:
         with torch.no_grad():
-            posterior, following = net.encode_step(pixels.to(device, dtype), state)
+            pixels = pixels.to(device, dtype)
+            if net.streams:
+                posterior, following = net.encode_step(pixels, state)
+            else:
+                posterior, following = net.encode(pixels), {}
             latents = _latents(posterior, writer.settings.kind, generator)[0]
         writer.add(latents, times=[frame.time for frame in frames])
         return following
 
-    with closing(read_ahead(_chunks(film, chunk, skip=entry.frames), depth=_AHEAD)) as ahead:
+    chunks = _chunks(film, chunk if net.streams else None, skip=entry.frames)
+    with closing(read_ahead(chunks, depth=_AHEAD)) as ahead:
         for piece in ahead:
             if state is not None and time.monotonic() - begun >= checkpoint_seconds:
                 writer.checkpoint({**state, "generator": generator.get_state()})
@@ -162,7 +167,9 @@ def encode_film(
     if last is None:
         writer.drop()
         raise RunError(f"{film.path} holds no frame that can be decoded: nothing of it is written")
-    if missing := missing_frames(entry.frames, net.compression[0]):
+    # what doesn't stream has seen the whole film, and repeated its last frame itself
+    missing = missing_frames(entry.frames, net.compression[0]) if net.streams else 0
+    if missing:
         add(last.expand(-1, -1, missing, -1, -1), [])
     return writer.end(broken=film.broken, truncated=film.truncated)
 
@@ -285,7 +292,8 @@ class Score:
         return self.total / max(1, self.frames)
 
 
-def _chunks(film: Iterable[Frame], size: int, *, skip: int = 0) -> Iterator[Chunk]:
+def _chunks(film: Iterable[Frame], size: int | None, *, skip: int = 0) -> Iterator[Chunk]:
+    """Consecutive frames, `size` at a time; None: all at once."""
     held: list[Frame] = []
     for frame in film:
         if skip:

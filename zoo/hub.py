@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from zoo.errors import UserError, closest
+from zoo.foreign_weights import published, published_folder, source_of
+from zoo.nets.foreign.folder import holds_foreign, load_foreign
 from zoo.nets.pretrained import Pretrained, read_config
 from zoo.official import OFFICIAL, official_folder
 from zoo.paths import data_folder
@@ -28,6 +30,7 @@ class ModelEntry:
         config: config.json of trained weights.
         metrics: metrics.json of trained weights, empty where there is none.
         source: where weights that are fetched on first use come from.
+        licence: of foreign weights, as their authors state it, with what must be accepted.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ModelEntry:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    licence: str = ""
 
 
 def trained() -> dict[str, Path]:
@@ -58,7 +62,7 @@ def list_models(
     if not pretrained:
         return matching(pattern, family)
     bases = set(matching("*", family))
-    names = sorted({*trained(), *OFFICIAL})
+    names = sorted({*trained(), *_fetched()})
     return [n for n in names if n.split(".")[0] in bases and Path(n).match(pattern)]
 
 
@@ -69,9 +73,13 @@ def info(name: str) -> ModelEntry:
         UserError: unknown; the closest three names are given.
     """
     folders = trained()
-    if name not in folders and name not in OFFICIAL and "." in name:
+    if name not in folders and name not in _fetched() and "." in name:
         _unknown(name)
     base = preset(name.split(".")[0])
+    if name not in folders and name in published():
+        row = published()[name]
+        licence = f"{row.licence} ({row.terms})" if row.terms else row.licence
+        return ModelEntry(name, base.family, source=source_of(row), licence=licence)
     if name not in folders and name in OFFICIAL:
         entry = OFFICIAL[name]
         return ModelEntry(name, base.family, source=f"huggingface.co/{entry.repo}/{entry.file}")
@@ -93,6 +101,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    accept_license: bool = False,
 ) -> nn.Module:
     """A trained net in eval mode; every weight must match.
 
@@ -100,15 +109,20 @@ def load(
         name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
             `save_pretrained` or train.py wrote. `cdt_base.official` and `cdt_small.official` are
             fetched from their authors' repository and converted the first time. A diffusers UNet
-            folder gives a TiUEUNet, a pipeline folder its UNet.
+            folder gives a TiUEUNet, a pipeline folder its UNet, a diffusers autoencoder's folder
+            a `Foreign` tokenizer.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
+        accept_license: accept the terms of foreign weights that are gated or restricted.
 
     Raises:
         UserError: unknown name (the closest three are given), no model folder, or weights that
             don't fit their config.
     """
-    folder = find_folder(name_or_path)
+    folder = find_folder(name_or_path, accept_license=accept_license)
+    if holds_foreign(folder):
+        entry = published().get(name_or_path)
+        return load_foreign(folder, entry=entry).to(device=device, dtype=dtype)
     if (unet := unet_folder(folder)) is not None:
         from zoo.nets.tiue.folder import load_unet
 
@@ -122,7 +136,12 @@ def _json(unet: Path) -> dict[str, Any]:
     return config
 
 
-def find_folder(name_or_path: str) -> Path:
+def _fetched() -> set[str]:
+    """Names whose weights are fetched on first use."""
+    return {*OFFICIAL, *published()}
+
+
+def find_folder(name_or_path: str, *, accept_license: bool = False) -> Path:
     """The folder behind a name of trained weights or `dir:PATH`; UserError when unknown."""
     if name_or_path.startswith("dir:"):
         return Path(name_or_path.removeprefix("dir:")).expanduser()
@@ -131,6 +150,8 @@ def find_folder(name_or_path: str) -> Path:
         return folders[name_or_path]
     if name_or_path in OFFICIAL:
         return official_folder(name_or_path)
+    if name_or_path in published():
+        return published_folder(name_or_path, accept_license=accept_license)
     _unknown(name_or_path)
 
 
@@ -143,7 +164,7 @@ def unet_folder(folder: Path) -> Path | None:
 
 
 def _unknown(name: str) -> NoReturn:
-    names = sorted({*trained(), *OFFICIAL})
+    names = sorted({*trained(), *_fetched()})
     if name in matching("*", None):
         have = [n for n in names if n.startswith(f"{name}.")]
         hint = f"its trained weights: {', '.join(have)}" if have else "it has no trained weights"

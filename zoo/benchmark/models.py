@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.errors import RunError, UserError
-from zoo.hub import info, load
+from zoo.hub import find_folder, load
 from zoo.metrics.evaluation import average_pool
+from zoo.nets.foreign.folder import holds_foreign
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
@@ -157,22 +158,28 @@ def candidate(text: str, *, device: str) -> Candidate:
         return Candidate(label, text, digest, partial(_call, path, function, device))
     if text.startswith("dir:"):
         folder = Path(text.removeprefix("dir:")).expanduser()
-        if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-            raise UserError(
-                f"{folder} is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}"
-            )
         label = folder.parent.name if folder.name == "export" else folder.name
     else:
-        found = info(text).folder
-        if found is None:
-            load(text)  # says that a preset has no weights, and where they are to be had
-        assert found is not None
-        folder, label = found, text
+        folder, label = find_folder(text), text  # refuses a preset, which has no weights
     weights = hashlib.sha256()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        weights.update((folder / name).read_bytes())
+    for path in _model_files(folder):
+        with path.open("rb") as opened:
+            while piece := opened.read(1 << 24):
+                weights.update(piece)
     build = partial(load, text, device=device)
     return Candidate(label or text, text, weights.hexdigest()[:16], build)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Config and weights of a model folder, of the zoo's own or of a diffusers autoencoder."""
+    config = folder / CONFIG_FILE
+    names = [WEIGHTS_FILE]
+    if holds_foreign(folder):
+        names = sorted(p.name for p in folder.glob("diffusion_pytorch_model*.safetensors"))
+    files = [config, *(folder / name for name in names)]
+    if not names or not all(path.is_file() for path in files):
+        raise UserError(f"{folder} is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}")
+    return files
 
 
 def candidates(texts: list[str], *, steps: int, device: str) -> list[Candidate]:

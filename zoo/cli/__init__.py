@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "turn released checkpoints into model folders, and back",
     "data": "fetch and inspect data, films to latents and back",
     "doctor": "versions, devices, kernels: what serves which call, and why",
+    "swap": "fit a linear map between two tokenizers' latents, and tell its loss",
     "list": "list the models",
 }
 

@@ -49,11 +49,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=list(_DTYPES), help="of the calls; default: bfloat16 on CUDA, or float32"
     )
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: every model")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: every model but foreign ones"
+    )
     options = parser.parse_args(arguments)
     device = _device(options.device)
     dtype = _DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
-    calls = {name: calls_of(name) for name in options.models or zoo.list_models()}
+    own = [n for n in zoo.list_models() if zoo.info(n).family != "foreign"]
+    calls = {name: calls_of(name) for name in options.models or own}
     report: dict[str, Any] = {
         "machine": machine(device),
         "kernels": kernels(device, dtype),

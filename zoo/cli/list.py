@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     """List the models that match a pattern."""
     parser = Parser(prog="zoo list", description="List the models. Example: zoo list 'cdt*'")
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern")
-    parser.add_argument("--family", help="cdt, kl_vae or tiue")
+    parser.add_argument("--family", help="cdt, kl_vae, tiue or foreign")
     options = parser.parse_args(arguments)
     table = Table("model", "family", "parameters", "compression", "latent channels")
     for name in zoo.list_models(options.pattern, family=options.family):

@@ -87,6 +87,7 @@ class CDTDecoder(CDT):
                 f"encoder of {tokenizer.compression} x {tokenizer.latent_channels}"
             )
         tokenizer.requires_grad_(False).eval()
+        self.streams = tokenizer.streams
         self.register_buffer("shift", torch.zeros(self.latent_channels))
         self.register_buffer("scale", torch.ones(self.latent_channels))
 

@@ -64,6 +64,7 @@ class Tiled(Tokenizer):
         self.config = net.config
         self.compression: Size = net.compression
         self.latent_channels = net.latent_channels
+        self.streams = net.streams
         self.register_buffer("latent_mean", net.latent_mean, persistent=False)
         self.register_buffer("latent_std", net.latent_std, persistent=False)
         self.train(net.training)

@@ -31,8 +31,11 @@ class Tokenizer(Pretrained, ABC):
             1 + k latents: the first latent is one frame, so that an image is a one-frame video.
         latent_channels: c.
         latent_mean, latent_std: [c], measured at the end of training; 0 and 1 until then.
+        streams: whether chunks give what the whole clip gives. Where they can't, `stream_encode`
+            and `stream_decode` collect the whole stream first and memory grows with its length.
     """
 
+    streams: bool = True
     compression: Size
     latent_channels: int
     latent_mean: Tensor
@@ -155,6 +158,10 @@ class Tokenizer(Pretrained, ABC):
         Yields:
             [B,c,t_i,h,w] with t_i >= 1; together what `encode` of the whole gives as mean.
         """
+        if not self.streams:
+            if whole := list(chunks):
+                yield self.encode(torch.cat(whole, dim=2)).mean
+            return
         state: State | None = None
         frames, last = 0, None
         for chunk in chunks:
@@ -184,6 +191,11 @@ class Tokenizer(Pretrained, ABC):
         Yields:
             [B,3,T_i,H,W]; together what `decode` of the whole gives, the same noise included.
         """
+        if not self.streams:
+            if whole := list(latents):
+                z = torch.cat(whole, dim=2)
+                yield self.decode(z, size=size, steps=steps, generator=generator)
+            return
         state: State | None = None
         left = None if size is None else size[0]
         for z in latents:
