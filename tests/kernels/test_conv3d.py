@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.conv3d import Edge, causal_conv3d, conv3d, join
+from zoo.kernels.conv3d import Edge, causal_conv3d, conv3d, join, nearest_then_conv
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -89,3 +89,44 @@ def test_join_keeps_channels_last() -> None:
     joined = join(torch.zeros(1, 4, 2, 5, 6, dtype=x.dtype), x)
     assert joined.is_contiguous(memory_format=CHANNELS_LAST)
     assert torch.equal(joined[:, :, 2:], x)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "replicate"])
+@pytest.mark.parametrize("size", [(6, 7), (1, 1)])
+def test_subpixel_folding_is_nearest_then_5x5(size: tuple[int, int], edge: Edge) -> None:
+    x, weight = draw(2, 5, 3, *size).requires_grad_(), draw(4, 5, 1, 5, 5, seed=1).requires_grad_()
+    bias = draw(4, seed=2).requires_grad_()
+    large = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest-exact")
+    wanted = causal_conv3d(large, weight, bias, edge=edge)
+    found = nearest_then_conv(x, weight, bias, edge=edge)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        nearest_then_conv(x, weight, edge=edge), causal_conv3d(large, weight, edge=edge)
+    )
+    grad = draw(*wanted.shape, seed=3)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (x, weight, bias), grad),
+        torch.autograd.grad(wanted, (x, weight, bias), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_subpixel_folding_multiplies_9_times_in_place_of_25() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = torch.empty(1, 8, 2, 16, 16, device="meta"), torch.empty(8, 8, 1, 5, 5)
+    with FlopCounterMode(display=False) as counter:
+        nearest_then_conv(x, weight.to("meta"))
+    outputs = 2 * 32 * 32
+    assert counter.get_total_flops() == 2 * 9 * 8 * 8 * outputs
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 3, 3)])
+def test_few_output_channels(padding: tuple[int, int, int]) -> None:
+    x, weight, bias = draw(2, 5, 4, 9, 8), draw(3, 5, 3, 7, 7, seed=1), draw(3, seed=2)
+    wanted = F.conv3d(x, weight, bias, padding=padding)
+    torch.testing.assert_close(conv3d(x, weight, bias, padding=padding), wanted)
+    half = conv3d(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), padding=padding)
+    assert half.dtype == torch.bfloat16
+    assert (half - wanted).abs().max() < 0.02 * wanted.abs().max()

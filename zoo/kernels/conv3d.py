@@ -6,7 +6,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
+
+from zoo.kernels import winograd
 
 Edge = Literal["zeros", "replicate"]
 
@@ -25,6 +28,8 @@ def conv3d(
 ) -> Tensor:
     """`F.conv3d`, in pieces of the batch and of time where input or output pass `limit` elements.
 
+    3x3 kernels go through winograd.py where that is faster (inference on a CPU in float32).
+
     Args:
         x: [B,C,T,H,W].
         weight: [C',C,kt,kh,kw].
@@ -35,6 +40,10 @@ def conv3d(
     Returns:
         [B,C',T',H',W'], equal to the convolution in one piece up to rounding.
     """
+    if winograd.pays(x, weight, stride, padding):
+        return winograd.conv(x, weight, bias, padding=padding[1:])
+    if x.device.type == "cpu" and len(weight) < 8 and weight.shape[4] > 3 and stride[2] == 1:
+        return _narrow(x, weight, bias, stride, padding, limit)
     kernel = weight.shape[2:]
     size = [
         (n + 2 * p - k) // s + 1
@@ -59,6 +68,32 @@ def conv3d(
         piece = x[:, :, first * stride[0] : last * stride[0] + kernel[0]]
         pieces.append(F.conv3d(piece, weight, bias, stride, padding))
     return torch.cat(pieces, dim=2)
+
+
+def _narrow(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    limit: int,
+) -> Tensor:
+    """`conv3d` to a few channels: the columns of the kernel as channels, summed afterwards.
+
+    oneDNN computes channels by 16 and throws away what was not asked for: 13 of a head's 16.
+    """
+    out_channels, _, _, _, columns = weight.shape
+    x = F.pad(x, (padding[2], padding[2])) if padding[2] else x
+    apart = weight.movedim(4, 0).flatten(0, 1)[..., None]
+    y = conv3d(x, apart, stride=stride, padding=(*padding[:2], 0), limit=limit)
+    width = y.shape[4] - columns + 1
+    # half-precision parts are summed in float32
+    total = torch.zeros((), device=y.device, dtype=torch.promote_types(y.dtype, torch.float32))
+    for column, part in enumerate(y.split(out_channels, dim=1)):
+        total = total + part[..., column : column + width]
+    if bias is not None:
+        total = total + bias[:, None, None, None]
+    return total.to(y.dtype)
 
 
 def causal_conv3d(
@@ -105,6 +140,38 @@ def causal_conv3d(
     elif before:
         x = F.pad(x, (0, 0, 0, 0, before, 0))
     return conv3d(x, weight, bias, stride=stride, padding=inside, limit=limit)
+
+
+def nearest_then_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, edge: Edge = "zeros"
+) -> Tensor:
+    """Nearest x2 in height and width, then a 1x5x5 convolution that keeps the size.
+
+    Each of the four outputs of a pixel sees its 3x3 neighbours alone: of five taps, two and two
+    fall on one pixel. So a 3x3 convolution at the low resolution gives all four: 9 products in
+    place of 25, up to rounding.
+
+    Args:
+        x: [B,C,T,H,W].
+        weight: [C',C,1,5,5].
+        bias: [C'].
+        edge: what lies beyond the border of a frame; both kinds are the same before the upsampling
+            and after it.
+
+    Returns:
+        [B,C',T,2H,2W] in channels-last memory.
+    """
+    # [s,r,C',C,1,3,3] -> [(r s C'),C,1,3,3]
+    folded = _onto_pixels(_onto_pixels(weight, 3), 5).transpose(0, 1).flatten(0, 2)
+    y = causal_conv3d(x, folded, None if bias is None else bias.repeat(4), edge=edge)
+    y = rearrange(y.movedim(1, -1), "b t h w (r s c) -> b t (h r) (w s) c", r=2, s=2)
+    return y.movedim(-1, 1)
+
+
+def _onto_pixels(weight: Tensor, dim: int) -> Tensor:
+    """Five taps of an upsampled row on the three pixels below them, for both phases: [2,...]."""
+    a, b, c, d, e = weight.unbind(dim)
+    return torch.stack([torch.stack(p, dim) for p in ((a + b, c + d, e), (a, b + c, d + e))])
 
 
 def join(front: Tensor, x: Tensor) -> Tensor:

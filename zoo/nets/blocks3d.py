@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.conv3d import causal_conv3d
+from zoo.kernels.conv3d import causal_conv3d, nearest_then_conv
 from zoo.kernels.linear_attention import linear_attention
 from zoo.kernels.norm import channel_norm
 from zoo.kernels.precision import full_precision
@@ -241,7 +241,6 @@ class SpaceUp(nn.Module):
         self, channels: int, out_channels: int, *, upsampling: Upsampling, padding: Padding
     ) -> None:
         super().__init__()
-        self.nearest = upsampling == "nearest"
         if upsampling == "nearest":
             self.conv: nn.Module = CausalConv3d(channels, out_channels, (1, 5, 5), padding=padding)
         else:
@@ -255,8 +254,8 @@ class SpaceUp(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.nearest:
-            x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest-exact")
+        if isinstance(self.conv, CausalConv3d):
+            return nearest_then_conv(x, self.conv.weight, self.conv.bias, edge=self.conv.edge)
         y: Tensor = self.conv(x)
         return y
 
@@ -298,7 +297,9 @@ class TimeUp(Temporal):
             self.conv.weight.copy_(weight[:, :, None, None, None])
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        y: Tensor = rearrange(self.conv(x), "b (c p) t h w -> b c (t p) h w", p=2)
+        # channels last, as the convolutions around it have them
+        y = rearrange(self.conv(x).movedim(1, -1), "b t h w (c p) -> b (t p) h w c", p=2)
+        y = y.movedim(-1, 1)
         begun = carry is not None and carry.read(self.slot) is not None
         if carry:
             # a marker with no element: that it is there says the stream has begun

@@ -219,7 +219,8 @@ class DenoisingUNet(nn.Module):
             if level < len(contexts):
                 x = torch.cat([x, contexts[level]], dim=1)
             x = block(x, time, carry)
-            skips.append(x)
+            if level or self.top:  # the published net has no use for its finest skip
+                skips.append(x)
             x = self.space_down[level](x)
             x = _in_time(self.time_down[level], x, carry)
         x = self.mid_block1(x, time, carry)

@@ -1,4 +1,4 @@
-"""`zoo benchmark speed`: what TiUE costs beside plain steps."""
+"""`zoo benchmark speed`: what TiUE costs beside plain steps; what tokenizers cost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from zoo.cli.benchmarks.files import machine, write_text
 from zoo.cli.device import checked_device
 from zoo.errors import UserError
 
+PARTS = ("encode", "decode", "stream", "train", "train-checkpointing")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 if TYPE_CHECKING:
     from zoo.metrics.speed import Timing
     from zoo.nets.tiue.unet import TiUEUNet
@@ -28,10 +31,14 @@ EXAMPLES = """examples:
   zoo benchmark speed --models tiue_sd15 --plain-steps 1 4
   zoo benchmark speed --models tiue_sd15 dir:runs/tiue --plain-steps 1 4 25 --batch 1 8 32 --compile
 
+  zoo benchmark speed --models cdt_small cdt_base --size 17x128x128
+  zoo benchmark speed --models cdt_small --against CHECKOUT --dtype fp32 bf16 --parts decode stream
+
 Presets run with random weights, which cost the same. Variants take turns in every repetition, so
-ratios hold where seconds drift. Without --size a CPU measures 32x32 latents, a GPU the net's own.
+ratios hold where seconds drift. Without --size a CPU measures 32x32 latents, a GPU the net's own,
+tokenizers 17x128x128 pixels. --against runs code of a checkout of github.com/ali-vilab/CDT: each
+side in a process of its own, with the same weights, noise and allocator settings.
 """
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,13 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     gpu = torch.cuda.is_available()
     parser = Parser(
         prog="zoo benchmark speed",
-        description="FLOPs and latencies of TiUE (parallel, sequential) and of plain sampling.",
+        description="FLOPs and latencies of TiUE and of plain sampling; of tokenizers, and memory.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--models", nargs="+", required=True, help="presets, NAMES or dir:PATH")
     parser.add_argument("--plain-steps", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=4, help="TiUE's decoder passes (default 4)")
-    parser.add_argument("--size", type=int, nargs="+", help="latents' height and width")
+    parser.add_argument("--size", nargs="+", help="latents' side; tokenizers: FRAMESxHxW of pixels")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the released CDT's code")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["encode", "decode", "stream"])
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help="default fp32; GPU bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repetitions", type=int, default=20 if gpu else 3)
@@ -59,16 +68,28 @@ def main(arguments: Sequence[str]) -> int:
     dtypes = options.dtype or ["fp32" if cpu else "bf16"]
     if cpu and "fp16" in dtypes:
         raise UserError("--dtype fp16 is not for a CPU: use fp32 or bf16, or a GPU")
-    from zoo.metrics.speed import Case, Halves, flops, interleaved
-
-    steps = sorted(set(options.plain_steps))
-    variants = ["parallel", "sequential", *(f"plain {k}" for k in steps)]
     # every name is looked up before the first second is spent
     names = [_known(name) for name in options.models]
+    tokenizers = [name for name in names if _is_tokenizer(name)]
+    if tokenizers and len(tokenizers) < len(names):
+        raise UserError(f"--models mixes tokenizers ({tokenizers[0]}) and UNets: run them apart")
+    if tokenizers:
+        if options.compile:
+            raise UserError("--compile is for UNets: tokenizers gain nothing from it on a CPU")
+        from zoo.cli.benchmarks.tokenizer_speed import measure
+
+        return _write(measure(tokenizers, options, dtypes), options)
+    if options.against is not None:
+        raise UserError(f"--against times CDTs, and {names[0]} is a UNet: leave it out")
+    from zoo.metrics.speed import Case, Halves, flops, interleaved
+
+    asked = [_side(text) for text in options.size or []]
+    steps = sorted(set(options.plain_steps))
+    variants = ["parallel", "sequential", *(f"plain {k}" for k in steps)]
     runs = []
     for name in names:
         net, own = _net(name, options.device)
-        sizes = options.size or [min(own, 32) if cpu else own]
+        sizes = asked or [min(own, 32) if cpu else own]
         counted = {s: flops(net, size=s, steps=options.steps) for s in sorted({own, *sizes})}
         for dtype, size, batch in product(dtypes, sizes, options.batch):
             # not the net's own `to`, which warns of what doesn't concern it
@@ -100,6 +121,10 @@ def main(arguments: Sequence[str]) -> int:
                 }
             )
             _show(runs[-1], options.steps)
+    return _write(runs, options)
+
+
+def _write(runs: list[dict[str, Any]], options: Any) -> int:
     result = {"schema": 1, "steps": options.steps, "machine": machine(options.device), "runs": runs}
     write_text(options.out / "speed.json", json.dumps(result, indent=2) + "\n")
     say(str(options.out / "speed.json"))
@@ -112,7 +137,6 @@ def _check(options: Any) -> None:
         ("plain-steps", options.plain_steps),
         ("repetitions", [options.repetitions]),
         ("batch", options.batch),
-        ("size", options.size or [1]),
     ):
         if min(values) < 1:
             raise UserError(f"--{name} {min(values)}: give at least 1")
@@ -120,15 +144,30 @@ def _check(options: Any) -> None:
         raise UserError("--steps and --plain-steps: the schedule has 1000, give at most 999")
 
 
+def _side(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--size {text}: give the side of a UNet's latents, as 64")
+    return int(text)
+
+
 def _known(name: str) -> str:
-    from zoo.hub import find_folder, list_models
+    from zoo.hub import find_folder
     from zoo.registry import presets
 
-    if name in presets() and name not in list_models(family="tiue"):
-        raise UserError(f"{name} is a tokenizer: speed takes UNets, such as tiue_sd15 or dir:PATH")
     if name not in presets():
         find_folder(name)
     return name
+
+
+def _is_tokenizer(name: str) -> bool:
+    from zoo.hub import find_folder, unet_folder
+    from zoo.registry import presets
+
+    if name in presets():
+        return presets()[name].family != "tiue"
+    folder = find_folder(name)
+    # a folder that isn't one is told so by `load`
+    return (folder / "config.json").is_file() and unet_folder(folder) is None
 
 
 def _net(name: str, device: str) -> tuple[TiUEUNet, int]:

@@ -1,0 +1,80 @@
+"""Winograd's convolution against the plain one in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zoo.kernels import winograd
+from zoo.kernels.conv3d import causal_conv3d, conv3d
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
+@pytest.mark.parametrize("kt", [1, 3])
+@pytest.mark.parametrize("size", [(10, 14), (9, 13), (3, 4)], ids=["tiles", "odd", "one tile"])
+@pytest.mark.parametrize("block", [1, 2**21], ids=["strip by strip", "at once"])
+def test_winograd_is_the_convolution(
+    size: tuple[int, int],
+    kt: int,
+    padding: tuple[int, int],
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(winograd, "_BLOCK", block)
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, *size, dtype=torch.float64)
+    weight, bias = torch.randn(6, 5, kt, 3, 3, dtype=torch.float64), torch.randn(6).double()
+    wanted = F.conv3d(x, weight, bias, padding=(0, *padding))
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        found = winograd.conv(
+            x.contiguous(memory_format=layout), weight, bias, padding=padding
+        )  # fmt: skip
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        winograd.conv(x, weight, None, padding=padding) + bias[:, None, None, None], wanted
+    )
+
+
+def test_winograd_in_float32_is_accurate() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 256, 3, 18, 18)
+    weight = torch.randn(64, 256, 3, 3, 3) / (27 * 256) ** 0.5
+    exact = F.conv3d(x.double(), weight.double())
+    error = (winograd.conv(x, weight, None) - exact).square().mean().sqrt()
+    assert 0 < error < 2e-6  # outputs have a deviation of 1
+
+
+def test_winograd_serves_inference_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large calls take it; half precision, gradients, strides and small calls do not."""
+    taken = []
+    inside = winograd.conv
+
+    def spy(*args: object, **options: object) -> object:
+        taken.append(1)
+        return inside(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(winograd, "conv", spy)
+    x, weight = torch.randn(1, 64, 2, 32, 32), torch.randn(64, 64, 1, 3, 3, requires_grad=True)
+
+    def count(x: torch.Tensor, *, stride: int = 1) -> int:
+        taken.clear()
+        y = causal_conv3d(x, weight.to(x.dtype), edge="replicate", space_stride=stride)
+        assert y.shape[2:] == (x.shape[2], x.shape[3] // stride, x.shape[4] // stride)
+        return len(taken)
+
+    with torch.no_grad():
+        assert count(x) == 1
+        assert count(x.bfloat16()) == 0
+        assert count(x.double()) == 0
+        assert count(x, stride=2) == 0
+        assert count(x[..., :8, :8]) == 0
+        assert count(x[:, :, :1, :, :].expand(-1, -1, 9, -1, -1)[..., :5, :]) == 0  # 5 is not 8
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert count(x) == 0
+        taken.clear()
+        plain = F.conv3d(x, weight, padding=(0, 1, 1))
+        torch.testing.assert_close(conv3d(x, weight, padding=(0, 1, 1)), plain, atol=1e-3, rtol=0)
+        assert taken == [1]
+    assert count(x) == 0
+    assert count(x.requires_grad_()) == 0

@@ -1,0 +1,216 @@
+"""The tokenizers' half of `zoo benchmark speed`: ours, alone or in turn with the released CDT."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from itertools import product
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.cli import say
+from zoo.errors import UserError
+
+
+def measure(names: list[str], options: Any, dtypes: list[str]) -> list[dict[str, Any]]:
+    """Every model, dtype, size and batch; tables are shown as they are made."""
+    sizes = [video_size(text) for text in options.size or ["17x128x128"]]
+    if options.against is not None and not (options.against / "model" / "cdt.py").is_file():
+        raise UserError(
+            f"--against {options.against} holds no model/cdt.py: give a checkout of "
+            "github.com/ali-vilab/CDT"
+        )
+    for name, size in product(names, sizes):
+        _check(name, size, options)
+    runs = []
+    for name, dtype, size, batch in product(names, dtypes, sizes, options.batch):
+        config = {"model": name, "dtype": dtype, "size": size, "batch": batch}
+        runs.append(_measure(config, options))
+        _show(runs[-1])
+    return runs
+
+
+def video_size(text: str) -> tuple[int, int, int]:
+    """Frames, height and width of "17x128x128"."""
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text) is None:
+        raise UserError(f"--size {text}: give FRAMESxHEIGHTxWIDTH for tokenizers, as 17x128x128")
+    frames, height, width = map(int, text.split("x"))
+    return frames, height, width
+
+
+def _check(name: str, size: tuple[int, int, int], options: Any) -> None:
+    from zoo.convert.cdt import to_reference
+    from zoo.nets.cdt import CDT
+
+    net = _shapes_of(name)
+    if options.against is not None:
+        if not isinstance(net, CDT):
+            raise UserError(f"--against times CDTs, and {name} is none: leave it out")
+        to_reference(net)
+    elif any(part.startswith("train") for part in options.parts) and not isinstance(net, CDT):
+        raise UserError(f"--parts train times CDTs, and {name} is none: leave it out")
+    time, height, width = net.compression
+    if (size[0] - 1) % time or size[1] % height or size[2] % width:
+        raise UserError(
+            f"--size {'x'.join(map(str, size))} doesn't fit {name}: give 1 + a multiple of {time} "
+            f"frames of multiples of {height} by {width}"
+        )
+
+
+def _shapes_of(name: str) -> Any:
+    """The net without data, for presets; else the net itself."""
+    from zoo.hub import load
+    from zoo.registry import create, presets
+
+    with torch.device("meta"):
+        return create(name).eval() if name in presets() else load(name)
+
+
+def _flops(name: str, size: tuple[int, int, int], batch: int) -> dict[str, int | None]:
+    """Operations of encode and decode, by torch's counter; 2 for a multiply-add."""
+    from zoo.registry import presets
+
+    if name not in presets():
+        return {}  # weights are on their device: only nets without data are counted
+    net = _shapes_of(name)
+    time, height, width = net.compression
+    latents = (1 + (size[0] - 1) // time, size[1] // height, size[2] // width)
+    with torch.device("meta"):
+        x = torch.empty(batch, 3, *size)
+        z = torch.empty(batch, net.latent_channels, *latents)
+        counts: dict[str, int | None] = {}
+        for part, call in (
+            ("encode", lambda: net.train().encode(x)),
+            ("decode", lambda: net.decode(z)),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts[part] = counter.get_total_flops()
+    return counts
+
+
+def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
+    from zoo.metrics.tokenizer_speed import Worker
+
+    label = f"{config['model']} {'x'.join(map(str, config['size']))} {config['dtype']}"
+    sides = {"ours": ""} | ({"released": str(options.against.resolve())} if options.against else {})
+    parts: dict[str, list[str]] = {
+        part: [s for s in sides if s == "ours" or part != "train-checkpointing"]
+        for part in options.parts
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar,
+    ):
+        task = bar.add_task(label, total=sum(map(len, parts.values())) * (options.repetitions + 1))
+        common = config | {"device": options.device, "out": folder}
+        seconds: dict[str, dict[str, list[float]]] = {}
+        memory: dict[str, dict[str, int | None]] = {part: {} for part in parts}
+        workers = {s: Worker(common | {"checkout": path}) for s, path in sides.items()}
+        try:
+            outputs = _interleaved(
+                workers, parts, options.repetitions, seconds, lambda: bar.advance(task)
+            )
+        finally:
+            for worker in workers.values():
+                worker.close()
+        for side, path in sides.items():
+            worker = Worker(common | {"checkout": path}, exact_memory=True)
+            try:
+                for part in (p for p, measured in parts.items() if side in measured):
+                    memory[part][side] = worker.ask(f"memory {part}")["bytes"]
+                    bar.advance(task)
+            finally:
+                worker.close()
+        counted = _flops(config["model"], config["size"], config["batch"])
+        return config | {
+            "against": str(options.against) if options.against else None,
+            "parts": {
+                part: {
+                    "seconds": seconds[part],
+                    "median_seconds": {s: median(v) for s, v in seconds[part].items()},
+                    "ratios": _ratios(seconds[part]),
+                    "flops": counted.get(part),
+                    "peak_memory_bytes": memory[part],
+                    "output_difference": _difference(outputs[part]),
+                }
+                for part in parts
+            },
+        }
+
+
+def _interleaved(
+    workers: dict[str, Any],
+    parts: dict[str, list[str]],
+    repetitions: int,
+    seconds: dict[str, dict[str, list[float]]],
+    report: Any,
+) -> dict[str, dict[str, str]]:
+    """Fill `seconds`; files of the outputs. Sides take turns, and who begins changes each time."""
+    outputs: dict[str, dict[str, str]] = {}
+    for part, sides in parts.items():
+        seconds[part], outputs[part] = {side: [] for side in sides}, {}
+        for repetition in range(repetitions):
+            for side in sides[:: 1 if repetition % 2 else -1]:
+                answer = workers[side].ask(f"seconds {part}")
+                outputs[part][side] = answer["output"]
+                seconds[part][side].append(answer["seconds"])
+                report()
+    return outputs
+
+
+def _ratios(seconds: dict[str, list[float]]) -> list[float]:
+    """How many times as fast ours is, repetition by repetition."""
+    if "released" not in seconds:
+        return []
+    return [b / a for a, b in zip(seconds["ours"], seconds["released"], strict=True)]
+
+
+def _difference(outputs: dict[str, str]) -> dict[str, float] | None:
+    """Largest and root-mean-square difference, and the deviation of the released output."""
+    if len(outputs) < 2:
+        return None
+    ours, released = (torch.load(outputs[s], weights_only=True) for s in ("ours", "released"))
+    error = ours - released
+    return {
+        "max": float(error.abs().max()),
+        "rms": float(error.square().mean().sqrt()),
+        "deviation": float(released.std()),
+    }
+
+
+def _show(run: dict[str, Any]) -> None:
+    against = run["against"] is not None
+    title = f"{run['model']}, {'x'.join(map(str, run['size']))}, {run['dtype']}, "
+    title += f"batch {run['batch']}"
+    table = Table("part", "ours s", "MB above weights", "TFLOPs", title=title)
+    if against:
+        for column in ("released s", "its MB", "times as fast (range)", "memory", "difference"):
+            table.add_column(column)
+    for part, row in run["parts"].items():
+        peak = row["peak_memory_bytes"]
+        cells = [part, f"{row['median_seconds']['ours']:.2f}", _megabytes(peak.get("ours"))]
+        cells.append(f"{row['flops'] / 1e12:.2f}" if row["flops"] else "")
+        if against and row["ratios"]:
+            low, high = min(row["ratios"]), max(row["ratios"])
+            cells += [
+                f"{row['median_seconds']['released']:.2f}",
+                _megabytes(peak["released"]),
+                f"{median(row['ratios']):.2f} ({low:.2f} to {high:.2f})",
+                f"{peak['ours'] / peak['released']:.0%}" if peak["released"] else "",
+                f"{row['output_difference']['max']:.1e}",
+            ]
+        table.add_row(*cells)
+    Console(width=120).print(table)
+    say(f"medians of {len(next(iter(run['parts'].values()))['seconds']['ours'])} repetitions")
+
+
+def _megabytes(count: int | None) -> str:
+    return "not counted here" if count is None else f"{count / 1e6:.0f}"
