@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -89,8 +90,8 @@ class VideoPipeline:
             below = 1 + max(0, frames - 1) // time * time
             near = f"{below} or {below + time}" if frames > 0 else "1"
             raise UserError(
-                f"{frames} frames can't be reached: latents stand for 1 frame and then {time} each, "
-                f"give {near}"
+                f"{frames} frames can't be reached: the first latent stands for 1 frame, each further "
+                f"one for {time}; give {near}"
             )
         return 1 + (frames - 1) // time
 
@@ -157,7 +158,7 @@ class VideoPipeline:
                 for g in generators
             ]
             x = torch.stack(drawn).to(device)
-            for t, to in zip(times[:-1], times[1:], strict=True):
+            for t, to in itertools.pairwise(times):
                 said = self._step(x, t, texts, state, guidance)[0]
                 x = advance(config.path, x, said, t, to)
             _, state = self._step(x, times[-1], texts, state, guidance)

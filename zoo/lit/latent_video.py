@@ -164,9 +164,7 @@ class LatentVideoModule(ZooModule):
         row = torch.cat(list(to_uint8(films)), dim=-1).movedim(0, -1).cpu().numpy()
         _, height, width, _ = row.shape
         rate = Fraction(self.net.config.rate).limit_denominator(1001)
-        with VideoWriter(
-            stem.with_suffix(".mp4"), width=width, height=height, rate=rate
-        ) as writer:
+        with VideoWriter(stem.with_suffix(".mp4"), width=width, height=height, rate=rate) as writer:
             for frame in row:
                 writer.write(frame)
         return stem.with_suffix(".png")

@@ -188,8 +188,9 @@ class VideoDiT(Pretrained):
             )
         if weights and weights != config.tokenizer_sha256:
             raise UserError(
-                f"this generator makes latents of {config.tokenizer or 'no tokenizer yet'} (weights "
-                f"{config.tokenizer_sha256[:8]}), not of {name} (weights {weights[:8]})"
+                f"this generator makes latents of {config.tokenizer or 'no tokenizer yet'} "
+                f"(weights {config.tokenizer_sha256[:8]}), not of {name} (weights {weights[:8]}): "
+                "give the tokenizer it was trained with"
             )
 
     def normalize(self, z: Tensor) -> Tensor:
