@@ -90,8 +90,8 @@ class VideoPipeline:
             below = 1 + max(0, frames - 1) // time * time
             near = f"{below} or {below + time}" if frames > 0 else "1"
             raise UserError(
-                f"{frames} frames can't be reached: the first latent stands for 1 frame, each further "
-                f"one for {time}; give {near}"
+                f"{frames} frames can't be reached: the first latent stands for 1 frame, each "
+                f"further one for {time}; give {near}"
             )
         return 1 + (frames - 1) // time
 
