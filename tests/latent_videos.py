@@ -1,4 +1,4 @@
-"""Moving squares with captions, a linear tokenizer of them and a generator, small enough for tests."""
+"""Moving squares with captions, a linear tokenizer and a generator, small enough for tests."""
 
 from __future__ import annotations
 

@@ -106,9 +106,9 @@ def test_states_of_others_are_refused() -> None:
     other.read_in.weight.add_(0.01)
     z, time, text = torch.zeros(2, 4, 1, 4, 4), torch.zeros(2), torch.zeros(2, 2, 24)
     _, state = net.step(z, time, text, None)
-    with pytest.raises(UserError, match="state is of another net.*state=None"):
+    with pytest.raises(UserError, match=r"state is of another net.*state=None"):
         other.step(z, time, text, state)
-    with pytest.raises(UserError, match="state of 2 films with 16 tokens.*of 1 with 16"):
+    with pytest.raises(UserError, match=r"state of 2 films with 16 tokens.*of 1 with 16"):
         net.step(z[:1], time[:1], text[:1], state)
     with pytest.raises(UserError, match="2 latents at once: this net's chunks have 1"):
         net.step(z.repeat(1, 1, 2, 1, 1), time, text, state)
@@ -191,9 +191,7 @@ def test_patches() -> None:
 
 def test_tokenizers_of_other_latents_are_refused() -> None:
     net, mine = generator(), tokenizer()
-    with pytest.raises(
-        UserError, match="of 4 channels, 4x8x8 pixels.*dir:five those of 5 channels"
-    ):
+    with pytest.raises(UserError, match=r"of 4 channels.*dir:five those of 5"):
         net.check_tokenizer(tokenizer(channels=5), name="dir:five")
     with pytest.raises(UserError, match="dir:blank has no latent statistics"):
         net.bind(
