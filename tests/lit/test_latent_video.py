@@ -112,7 +112,7 @@ def test_the_tokenizer_of_other_latents_is_refused(base: Path, trained: Path) ->
         VideoPipeline.from_pretrained(
             f"dir:{trained / 'export'}", tokenizer=f"dir:{base / 'other'}"
         )
-    with pytest.raises(UserError, match="is a block_pca, which generates no films"):
+    with pytest.raises(UserError, match="is a pca, which generates no films"):
         VideoPipeline.from_pretrained(f"dir:{base / 'other'}")
 
 
@@ -133,7 +133,7 @@ def test_wrong_latents(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert fit(base, tmp_path / "a", *other) == 2
     said = capsys.readouterr().err
     assert "holds latents of dir:" in said
-    assert "/other (block_pca" in said
+    assert "/other (pca" in said
     blank = [f"--data.{s}.init_args.root={base / 'latents_blank'}" for s in ("train", "val")]
     assert fit(base, tmp_path / "b", *blank) == 2
     assert "blank has no latent statistics (mean 0, std 1)" in capsys.readouterr().err

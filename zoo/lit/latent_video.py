@@ -48,9 +48,8 @@ class LatentVideoModule(ZooModule):
         gradient_checkpointing: recompute activations in the backward pass.
         prompts: of the samples.
         frames, steps, guidance: of the samples.
-
-    Raises:
-        UserError: no prompts, or numbers out of range.
+        keep_exports: also export the averaged net at every validation, to exports/step-N, for a
+            curve of how its films get better.
     """
 
     net: VideoDiT
@@ -69,6 +68,7 @@ class LatentVideoModule(ZooModule):
         frames: int = 17,
         steps: int = 30,
         guidance: float = 3.0,
+        keep_exports: bool = False,
     ) -> None:
         super().__init__()
         self.net = net.train()
@@ -79,6 +79,7 @@ class LatentVideoModule(ZooModule):
         self.tokenizer_name = tokenizer
         self.prompts = prompts or ["red apple"]
         self.sampling = {"frames": frames, "steps": steps, "guidance": guidance}
+        self.keep_exports = keep_exports
         self._parts = Frozen(pipeline=None, text=None)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -150,6 +151,9 @@ class LatentVideoModule(ZooModule):
         self.log("val/mse", losses.terms["mse"], prog_bar=True, batch_size=size, sync_dist=True)
         if index == 0 and self.trainer.is_global_zero:
             self.save_samples()
+            if self.keep_exports:
+                step = f"step-{self.trainer.global_step:06d}"
+                self.export(Path(self.trainer.default_root_dir) / "exports" / step)
 
     def save_samples(self) -> Path:
         """Films of the prompts, always from the same noise."""
