@@ -76,6 +76,9 @@ _VTEST = "45cddc9490be69345cbdab64ca583be65987e864ca408038e648db99e10516cf"
 _TREE = "4666099d0f704e310047b2f0a5ec9f936cb76a7271de9a2e70a0c57f82ac82dc"
 _BOX = "62b744b99403f899707c43398a3822441add6160379ab6dd6c12bde9e3075f8d"
 _CUP = "37db9cee98f70b1458985a15ad2e5b0183e90e24c281b534afcf812e5986154f"
+_EMOJI_ANIM = "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea"
+_EMOJI_NAMES = "e3e9d799047ff27ebf0b104d54447a75dfe56bd5305b8869089cd874109232b9"
+_EMOJI_SHA = "35a8a486c1460addb1499e3bf7929d3889b2e2841a57401903699fef595e942b"
 _MOBILENET = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 _TRANSNET = "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de"
 _VGG = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -167,6 +170,29 @@ _ALL = (
             ),
         ),
     ),
+    Asset(
+        "fluent_emoji_anim.tgz",
+        "fluent_emoji_anim.tgz",
+        _EMOJI_ANIM,
+        164_966_217,
+        "MIT (Microsoft's Fluent emoji)",
+        "animated emoji as WebP, of emoji-anim",
+        (
+            Url(
+                "https://registry.npmjs.org/@lobehub/fluent-emoji-anim-1/-/"
+                "fluent-emoji-anim-1-1.0.0.tgz"
+            ),
+        ),
+    ),
+    Asset(
+        "emoji_names.json",
+        "emoji_names.json",
+        _EMOJI_NAMES,
+        507_708,
+        "BSD-3-Clause (names: Unicode)",
+        "names of emoji, captions of emoji-anim",
+        (PackageFile("emoji==2.14.1", _EMOJI_SHA, 590_617, "emoji/unicode_codes/emoji.json"),),
+    ),
     _lpips("vgg16", 58_866_625, _VGG),
     _lpips("alexnet", 9_884_491, _ALEX),
     _minilm(
@@ -176,6 +202,7 @@ _ALL = (
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}
 GROUPS: dict[str, tuple[str, ...]] = {
+    "emoji-anim": ("fluent_emoji_anim.tgz", "emoji_names.json"),
     "package-films": ("bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4", "cityCC0.mpg"),
     "minilm": ("minilm_l6_v2.safetensors", "minilm_l6_v2_words.json"),
     "package-clips": (

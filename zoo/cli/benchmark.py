@@ -13,6 +13,7 @@ SUBCOMMANDS: dict[str, str] = {
     "features": "how much a UNet's features change between time steps",
     "generation": "compare text-to-image models on the same prompts and noise",
     "reconstruction": "score tokenizers on clips under a frozen protocol",
+    "films": "score generators of films on the same prompts and seeds",
     "compare": "merge results of one protocol into one table and report",
 }
 

@@ -17,6 +17,7 @@ from zoo.errors import UserError, closest
 EXAMPLES = """examples:
   zoo data prepare                       what can be fetched
   zoo data prepare package-films         fetch a group (or one name)
+  zoo data prepare emoji-anim            captioned animations, as films of 64x64
   zoo data inspect FOLDER                count, size, duration and rate of its films
   zoo data encode FOLDER --model dir:EXPORT -o latents/      films to shards of latents
   zoo data decode latents/ -o FOLDER                         and back
@@ -60,7 +61,11 @@ def prepare(name: str | None) -> int:
             table.add_row(group, "", "", f"group: {', '.join(names)}")
         Console().print(table)
         return 0
-    if name in GROUPS:
+    if name == "emoji-anim":
+        from zoo.data.emoji_anim import prepare_emoji_anim
+
+        paths = prepare_emoji_anim()
+    elif name in GROUPS:
         paths = list(fetch_group(name).values())
     elif name in ASSETS:
         paths = [fetch(name)]

@@ -55,8 +55,10 @@ def add_range_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the film")
     group.add_argument("--start", type=float, default=0.0, metavar="SECONDS")
     group.add_argument("--duration", type=float, metavar="SECONDS")
-    group.add_argument("--fps", type=_rate, metavar="RATE", help="frames a second: 25, 30000/1001")
-    group.add_argument("--size", type=_size, metavar="WxH", help="scale to so many pixels")
+    group.add_argument(
+        "--fps", type=parse_rate, metavar="RATE", help="frames a second: 25, 30000/1001"
+    )
+    group.add_argument("--size", type=parse_size, metavar="WxH", help="scale to so many pixels")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -159,7 +161,8 @@ def same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _rate(text: str) -> Fraction:
+def parse_rate(text: str) -> Fraction:
+    """--fps: a rate above 0."""
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -169,7 +172,8 @@ def _rate(text: str) -> Fraction:
     return rate
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """--size: WIDTHxHEIGHT in pixels."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"'{text}' is no size: give WIDTHxHEIGHT, as 640x360")

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zoo.cli import Parser, say
+from zoo.cli import Parser, generate_film, say
 from zoo.cli.device import checked_device
 from zoo.data.captions import read_captions
 from zoo.data.sheet import grid, save_png
@@ -23,7 +23,10 @@ from zoo.errors import RunError, UserError
 EXAMPLES = """examples:
   zoo generate "red apple, 3d" --model dir:runs/tiue/export -o apple.png
   zoo generate "a cat" "a dog" --model hf:senmaonk/loopfree-sd1.5 --number 4 --seed 7 -o pets.png
+  zoo generate "woman running" --model dir:runs/emoji_cdt/export --frames 33 -o run.mp4
   zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 -o out/grid.png
+
+An output that is a film, or --frames, makes films: zoo generate --frames 1 --help.
 
 The grid gets the name given (a row a prompt); each picture stands beside it, with its number and
 seed in its name. The same seed gives the same picture, whatever the batch.
@@ -34,6 +37,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def main(arguments: Sequence[str]) -> int:
     """Generate pictures; see EXAMPLES."""
+    if generate_film.wanted(arguments):
+        return generate_film.main(arguments)
     parser = Parser(prog="zoo generate", description="Pictures of prompts.", epilog=EXAMPLES)
     parser.add_argument("prompt", nargs="*", help="what to show")
     parser.add_argument("--prompts", type=Path, help="file: one prompt a line, or .jsonl")

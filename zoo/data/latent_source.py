@@ -69,6 +69,11 @@ class LatentClips(Source):
         # film i owns the places [ends[i - 1], ends[i]): starts in training, windows in evaluation
         self._ends = np.zeros(0, dtype=np.int64)
 
+    @property
+    def stored(self) -> LatentFolder:
+        """The folder, once it is found."""
+        return self._folder
+
     def __len__(self) -> int:
         return self.clips_per_film * len(self.usable) if self.train else int(self._ends[-1])
 
