@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.benchmark.protocol import Protocol
+from zoo.data.limits import MAX_MEMBER_BYTES, open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, natural_order, to_rgb
 from zoo.data.reader import FrameReader, short_side_size
 from zoo.data.transforms import crop
@@ -164,7 +165,7 @@ def read_picture(rules: Protocol, item: Item) -> Iterator[Tensor]:
     """A picture as a film of one frame."""
     source = item.data if item.data is not None else item.place
     assert source is not None
-    with Image.open(source) as image:
+    with open_image(source, item.key) as image:
         yield fit_frame(to_rgb(image), rules)
 
 
