@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.benchmark.protocol import Protocol
-from zoo.data.limits import MAX_MEMBER_BYTES, open_image
+from zoo.data.limits import open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, natural_order, to_rgb
 from zoo.data.reader import FrameReader, short_side_size
 from zoo.data.transforms import crop

@@ -38,10 +38,12 @@ class Buckets:
         if not 1 <= multiple <= size:
             raise UserError(f"multiple={multiple} must lie between 1 and size={size}")
         self.lengths = sorted(set(frames))
-        sides = {
-            tuple(max(1, round(side / multiple)) * multiple for side in (size / r**0.5, size * r**0.5))
-            for r in ratios
-        }
+        sides = set()
+        for root in (ratio**0.5 for ratio in ratios):
+            h, w = (
+                max(1, round(side / multiple)) * multiple for side in (size / root, size * root)
+            )
+            sides.add((h, w))
         self.shapes: list[tuple[int, int, int]] = [
             (t, h, w) for t in self.lengths for h, w in sorted(sides)
         ]

@@ -52,9 +52,7 @@ def open_container(source: Path | Encoded) -> InputContainer:
         OSError, av.FFmpegError: it can't be opened.
     """
     # absolute: a relative name such as concat:a.mp4 would be an address to FFmpeg
-    place: Any = (
-        io.BytesIO(source.data) if isinstance(source, Encoded) else str(source.absolute())
-    )
+    place: Any = io.BytesIO(source.data) if isinstance(source, Encoded) else str(source.absolute())
     return av.open(place, "r", metadata_errors="ignore", options=_OPTIONS)
 
 

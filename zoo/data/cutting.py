@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-from av.packet import Packet
+import numpy as np
+from numpy.typing import NDArray
 
-from zoo.data.container import Encoded, open_video
+from zoo.data.container import Encoded, film_rate, open_video
 from zoo.data.film import FilmInfo
 from zoo.data.reader import FrameReader
 from zoo.data.video import VideoInfo, probe
@@ -26,6 +27,7 @@ from zoo.data.writer import VideoWriter
 from zoo.errors import RunError, UserError
 
 _STRETCH = 2  # clips up to so many times as long as asked for are copied rather than encoded anew
+_SLACK = 1e-4  # seconds
 _IN_MP4 = {"h264", "hevc", "av1", "mpeg4"}
 
 
@@ -66,55 +68,57 @@ def plan(path: Path, *, seconds: float) -> list[Piece]:
     """
     container, stream = open_video(path)
     packets: list[tuple[int, bool]] = []
-    end = 0
-    even = True
+    last_shown_for, whole = 0, True
     with container:
         base = stream.time_base or Fraction(1, 90_000)
+        rate = film_rate(stream)
         try:
             for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:
-                    continue
-                if packet.pts is None or packet.dts is None:
-                    even = False
-                    continue
-                packets.append((packet.pts, packet.is_keyframe))
-                end = max(end, packet.pts + (packet.duration or 0))
+                if packet.size and not packet.is_discard:
+                    stamp = packet.pts if packet.pts is not None else packet.dts
+                    whole = whole and packet.pts is not None and not packet.is_corrupt
+                    packets += [] if stamp is None else [(stamp, packet.is_keyframe)]
+                    last_shown_for = packet.duration or last_shown_for
         except av.FFmpegError:
-            even = False  # the reader steps over what is damaged; copying would keep it
+            whole = False  # a reader steps over what is damaged; a copy would keep it
     if not packets:
         raise UserError(f"{path} holds no packet with a time: remove or replace it")
-    origin = min(pts for pts, _ in packets)
-    length = float((end - origin) * base)
-    if not even or not packets[0][1]:
-        return _even_pieces(0.0, length, seconds)
-    cuts = _possible_cuts(packets)
-    marks: list[int] = [origin]
-    for cut in cuts:
-        if float((cut - marks[-1]) * base) >= seconds - 1e-6:
-            marks.append(cut)
+    stamps = np.unique([stamp for stamp, _ in packets])
+    times = (stamps - stamps[0]) * float(base)
+    length = float(times[-1]) + (float(last_shown_for * base) or 1 / float(rate))
+    if not whole or not packets[0][1] or len(stamps) < len(packets):
+        return _even_pieces(times, 0.0, length, seconds)
+    marks = [int(stamps[0])]
+    for key in _possible_cuts(packets):
+        if float((key - marks[-1]) * base) >= seconds - 1e-6:
+            marks.append(key)
+    ends = [float((mark - stamps[0]) * base) for mark in marks] + [length]
+    if len(marks) > 1 and ends[-1] - ends[-2] < seconds / 2:  # a short rest joins what is before
+        del marks[-1], ends[-2]
     pieces: list[Piece] = []
-    for number, (first, behind) in enumerate(pairwise([*marks, None])):
-        assert first is not None
-        start = float((first - origin) * base)
-        stop = length if behind is None else float((behind - origin) * base)
+    for number, (start, stop) in enumerate(pairwise(ends)):
         if stop - start > _STRETCH * seconds:
-            pieces += _even_pieces(start, stop, seconds)
+            pieces += _even_pieces(times, start, stop, seconds)
         else:
-            begin = None if number == 0 else first
+            begin = marks[number] if number else None
+            behind = marks[number + 1] if number + 1 < len(marks) else None
             pieces.append(Piece(begin, behind, start, stop - start, copied=True))
-    # a short rest belongs to the clip before it
-    if len(pieces) > 1 and pieces[-1].seconds < seconds / 2:
-        last, before = pieces[-1], pieces[-2]
-        if last.copied and before.copied and last.seconds + before.seconds <= _STRETCH * seconds:
-            both = before.seconds + last.seconds
-            pieces[-2:] = [Piece(before.first, last.end, before.start, both, copied=True)]
     return pieces
 
 
-def _even_pieces(start: float, stop: float, seconds: float) -> list[Piece]:
-    count = max(1, round((stop - start) / seconds))
-    each = (stop - start) / count
-    return [Piece(None, None, start + i * each, each, copied=False) for i in range(count)]
+def _even_pieces(
+    times: NDArray[np.float64], start: float, stop: float, seconds: float
+) -> list[Piece]:
+    """Pieces to be encoded anew; they meet halfway between two frames, so that none is doubted."""
+    inside = times[(times >= start - _SLACK) & (times < stop - _SLACK)]
+    count = min(max(1, round((stop - start) / seconds)), len(inside))
+    firsts = [int(i) for i in np.linspace(0, len(inside), count, endpoint=False)]
+    # the neighbours' pieces begin or end exactly at key frames, half a gap away
+    ends = [float(inside[i - 1] + inside[i]) / 2 if i else start - _SLACK for i in firsts]
+    ends.append(stop - _SLACK if stop <= times[-1] else stop + 1)
+    return [
+        Piece(None, None, max(0.0, a), b - max(0.0, a), copied=False) for a, b in pairwise(ends)
+    ]
 
 
 def _possible_cuts(packets: list[tuple[int, bool]]) -> list[int]:
@@ -152,41 +156,41 @@ def _copy(path: Path, piece: Piece) -> CutFilm:
     kind, muxer = ("mp4", "mp4") if stream.codec.name in _IN_MP4 else ("mkv", "matroska")
     with container, av.open(out, "w", format=muxer) as target:
         written: Any = target.add_stream_from_template(stream)
-        for packet in _packets(container, stream, piece):
-            shift = piece.first
-            if shift is not None:
-                assert packet.pts is not None and packet.dts is not None
-                packet.pts -= shift
-                packet.dts -= shift
+        packets = _packets(container, stream, piece)
+        shown = sorted(packet.pts for packet in packets)
+        # Matroska has no decoding times: in order, and no frame decoded after it is shown
+        delay = max(order - packet.pts for order, packet in zip(shown, packets, strict=True))
+        for order, packet in zip(shown, packets, strict=True):
+            packet.dts = order - delay - shown[0]
+            packet.pts -= shown[0]
             packet.stream = written
             target.mux(packet)
     data = out.getvalue()
     info = probe(Encoded(f"a clip of {path}", data))
+    if info.frames != len(packets):
+        raise UserError(f"a clip of {path} has {info.frames} frames where {len(packets)} were cut")
     return CutFilm(data, kind, info, copied=True)
 
 
-def _packets(container: Any, stream: Any, piece: Piece) -> Iterator[Packet[Any]]:
-    for attempt in ("seek", "from the beginning"):
-        if piece.first is not None and attempt == "seek":
-            container.seek(piece.first, stream=stream)
+def _packets(container: Any, stream: Any, piece: Piece) -> list[Any]:
+    """The packets of a piece; found by a seek, or from the film's beginning on where that fails."""
+    for target in [piece.first, None]:
+        if target is not None:
+            container.seek(target, stream=stream)
         elif piece.first is not None:
             container.seek(0)
-        inside = False
+        inside: list[Any] = []
         for packet in container.demux(stream):
             if not packet.size or packet.is_discard:
                 continue
-            starts = piece.first is None or (packet.is_keyframe and packet.pts == piece.first)
-            if not inside and starts:
-                inside = True
-            elif not inside and packet.pts > piece.first + 10 / stream.time_base:
-                break  # the seek went too far
-            if inside and piece.end is not None and packet.is_keyframe and packet.pts == piece.end:
-                return
-            if inside:
-                yield packet
-        if inside:
-            return
-    raise RunError("the key frame to cut at is gone: the film has changed")
+            edge = packet.pts if packet.is_keyframe else None
+            if inside and piece.end is not None and edge == piece.end:
+                return inside
+            if inside or piece.first is None or edge == piece.first:
+                inside.append(packet)
+        if inside and piece.end is None:
+            return inside
+    raise RunError(f"the key frames to cut {container.name} at are gone: the film has changed")
 
 
 def _encode(path: Path, piece: Piece) -> CutFilm:
@@ -197,7 +201,7 @@ def _encode(path: Path, piece: Piece) -> CutFilm:
         ) as reader,
     ):
         target = Path(scratch) / "clip.mp4"
-        writer = None
+        writer, first = None, 0.0
         for frame in reader:
             if writer is None:
                 height, width, _ = frame.rgb.shape
@@ -212,7 +216,8 @@ def _encode(path: Path, piece: Piece) -> CutFilm:
                     time_base=Fraction(1, 90_000),
                 )
                 writer = VideoWriter(target, width=width, height=height, rate=rate, like=like)
-            writer.write(frame.rgb, frame.time - piece.start)
+                first = frame.time
+            writer.write(frame.rgb, frame.time - first)
         if writer is None:
             raise UserError(f"{path} has no frame that can be decoded from {piece.start:.1f} s on")
         writer.close()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +21,9 @@ from zoo.data.buckets import Buckets, in_batches
 from zoo.data.cache import Facts
 from zoo.data.container import Encoded
 from zoo.data.decoding import Decoder, check_decoder, decode_clip
-from zoo.data.limits import MAX_TEXT_BYTES, open_image
-from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
+from zoo.data.limits import open_image
+from zoo.data.pictures import to_rgb
+from zoo.data.shard_table import IMAGES, Files, Table
 from zoo.data.shards import MEDIA, Member, Shard, ShardIndex, find_shards, load_index
 from zoo.data.source import File, Source
 from zoo.data.storage import Patience
@@ -34,7 +33,6 @@ from zoo.errors import RunError, UserError
 _LOG = logging.getLogger(__name__)
 _CAPTION_KEYS = ("prompt", "text", "caption")
 _THREADS = 16  # indices read at a time
-_IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
 
 class ShardSource(Source):
@@ -118,7 +116,7 @@ class ShardSource(Source):
         self.decoder = decoder
         self.patience = patience or Patience()
         self._shards: list[Shard] = []
-        self._table = _Table([])
+        self._table = Table([])
         self._lost = torch.zeros(0, dtype=torch.uint8)  # shards given up, shared by the workers
         self._missing = 0  # samples of shards that were set aside
         self._ends = self._bucket = np.zeros(0, dtype=np.int64)
@@ -145,9 +143,9 @@ class ShardSource(Source):
             reason = next(iter(self._broken.values()))
             raise RunError(f"none of {len(shards)} shards of {self.root} can be used ({reason})")
         self._shards = [shard for shard, _ in good]
-        self._table = _Table([index for _, index in good], [shard.name for shard, _ in good])
+        self._table = Table([index for _, index in good], [shard.name for shard, _ in good])
         self._keep_fitting()
-        self._usable = _Files(self._table, self._shards)
+        self._usable = Files(self._table, self._shards)
         self._failed = torch.zeros(len(self._table), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._lost = torch.zeros(len(good), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self.check()
@@ -231,9 +229,7 @@ class ShardSource(Source):
                 )
         return int((counts - counts % chunk).sum())
 
-    def order(
-        self, rng: np.random.Generator, *, chunk: int, ranks: int
-    ) -> NDArray[np.int64]:
+    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int) -> NDArray[np.int64]:
         """Shards in random order, a part for each rank, shuffled within a window.
 
         Args:
@@ -275,7 +271,7 @@ class ShardSource(Source):
             bucket = int(self._bucket[number])
             frames, height, width = self.buckets.shapes[bucket]
             side = self.buckets.covering(bucket, *table.sides(number))
-        if kind in _IMAGES:
+        if kind in IMAGES:
             video, suffix = _read_image(data, key, side), ""
         else:
             seconds = self._start(number, frames, start)
@@ -297,7 +293,7 @@ class ShardSource(Source):
         return Sample(to_float(cut.contiguous()), prompt, key + suffix)
 
     def _start(self, number: int, frames: int, start: float) -> float:
-        """Seconds a clip begins at: `start` is a share of what is possible, or a window's number."""
+        """Seconds a clip begins at: `start` is a share of the room, or a window's number."""
         count, duration = int(self._table.frames[number]), float(self._table.duration[number])
         if not count:
             return 0.0  # nobody measured it
@@ -355,133 +351,3 @@ def _read_image(data: bytes, key: str, short_side: int) -> Tensor:
         raise UserError(f"{key} can't be read as an image ({error})") from error
     video = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(1)
     return resize_short_side(video, short_side=short_side)
-
-
-class _Table:
-    """All samples in columns: lists of objects would be copied into every worker by reading them.
-
-    Args:
-        indices: of the shards.
-        names: of the shards, for keys.
-    """
-
-    def __init__(self, indices: Sequence[ShardIndex], names: Sequence[str] = ()) -> None:
-        rows: list[tuple[float, ...]] = []
-        keys: list[str] = []
-        for number, index in enumerate(indices):
-            for sample in index.samples:
-                if sample.media is None:
-                    continue
-                # `zoo data shard` writes captions as text; its json is about the source
-                kinds = ("txt",) if index.sha256 else ("txt", "json")
-                text = next((kind for kind in kinds if kind in sample.members), None)
-                caption = sample.members[text] if text else None
-                if caption is not None and caption.size > MAX_TEXT_BYTES:
-                    caption = text = None
-                facts = (sample.facts.get(k, 0) for k in ("frames", "width", "height", "duration"))
-                rows.append(
-                    (
-                        number,
-                        MEDIA.index(sample.media),
-                        *_packed(sample.members[sample.media]),
-                        -1 if text is None else text == "json",
-                        *_packed(caption or Member(0, 0)),
-                        *facts,
-                    )
-                )
-                keys.append(f"{names[number]}/{sample.key}")
-        # float64 is exact up to 2**53, which sizes are held to
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), 13)
-        self.columns = table
-        self.keys = np.array(keys, dtype=np.str_)
-        self._index_columns()
-
-    def _index_columns(self) -> None:
-        table = self.columns
-        self.shard = table[:, 0].astype(np.int64)
-        self.is_image = table[:, 1] < len(_IMAGES)
-        self.frames, self.width, self.height = (table[:, i].astype(np.int64) for i in (9, 10, 11))
-        self.duration = table[:, 12]
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def keep(self, rows: NDArray[np.bool_]) -> None:
-        """Drop the others."""
-        self.columns, self.keys = self.columns[rows], self.keys[rows]
-        self._index_columns()
-
-    def key(self, number: int | np.int64) -> str:
-        """SHARD/KEY."""
-        return str(self.keys[number])
-
-    def kind(self, number: int) -> str:
-        """The ending of the picture or film."""
-        return MEDIA[int(self.columns[number, 1])]
-
-    def media(self, number: int) -> Member:
-        """Where the picture or film is."""
-        return _unpacked(self.columns[number, 2:5])
-
-    def text(self, number: int) -> tuple[str, Member | None]:
-        """Ending and place of the caption."""
-        kind = int(self.columns[number, 5])
-        if kind < 0:
-            return "", None
-        return ("txt", "json")[kind], _unpacked(self.columns[number, 6:9])
-
-    def sides(self, number: int) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return int(self.width[number]), int(self.height[number])
-
-    def span(self, shard: int) -> tuple[int, int]:
-        """First sample of a shard, and the one behind its last."""
-        first, end = np.searchsorted(self.shard, (shard, shard + 1))
-        return int(first), int(end)
-
-    def clips(self, frames: int, rate: float | None) -> NDArray[np.int64]:
-        """How many clips of `frames` frames follow one another in each sample, at this rate."""
-        if rate is None:
-            return self.frames // frames
-        # at a rate, a picture is still one frame
-        moments = np.floor(self.duration * rate + 1e-6).astype(np.int64)
-        return np.where(self.is_image, self.frames, moments) // frames
-
-
-def _packed(member: Member) -> tuple[int, int, int]:
-    return member.offset, member.size, -1 if member.crc is None else member.crc
-
-
-def _unpacked(row: NDArray[np.float64]) -> Member:
-    offset, size, crc = (int(value) for value in row)
-    return Member(offset, size, None if crc < 0 else crc)
-
-
-class _Files(Sequence[File]):
-    """The samples as files, made when asked for."""
-
-    def __init__(self, table: _Table, shards: list[Shard]) -> None:
-        self._table, self._shards = table, shards
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @overload
-    def __getitem__(self, number: int) -> File: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[File]: ...
-
-    def __getitem__(self, number: int | slice) -> File | Sequence[File]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        table = self._table
-        width, height = table.sides(number)
-        facts = {
-            "frames": int(table.frames[number]),
-            "width": width,
-            "height": height,
-            "duration": float(table.duration[number]),
-        }
-        place = Path(os.fspath(self._shards[int(table.shard[number])].address))
-        return File(table.key(number), place, facts)

@@ -16,16 +16,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from zoo.data.captions import read_captions
-from zoo.data.cutting import Piece, cut, plan
+from zoo.data.cutting import Piece, plan
 from zoo.data.latents import tar_member, write_text
-from zoo.data.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES, open_image
-from zoo.data.pictures import IMAGE_SUFFIXES, natural_order, to_rgb
+from zoo.data.pictures import IMAGE_SUFFIXES, natural_order
+from zoo.data.shard_samples import samples_of
 from zoo.data.shards import FORMAT, MANIFEST, Member, ShardIndex, ShardSample
 from zoo.data.video import VIDEO_SUFFIXES
 from zoo.errors import RunError, UserError
@@ -300,7 +299,13 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
             for unit in units:
                 name = _key(Path(unit.path), source)
                 try:
-                    for sample, copied in _samples(unit, name):
+                    for sample, copied in samples_of(
+                        Path(unit.path),
+                        name,
+                        number=unit.number,
+                        first=unit.first_clip,
+                        pieces=unit.pieces,
+                    ):
                         samples.append(_add(box, *sample))
                         if copied is not None:
                             counts[not copied] += 1
@@ -314,76 +319,6 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
     write_text(notes, json.dumps(asdict(made)) + "\n")
     write_text(beside, index.to_json())
     return made
-
-
-Raw = tuple[str, dict[str, bytes], dict[str, float]]
-
-
-def _samples(unit: Unit, name: str) -> Iterator[tuple[Raw, bool | None]]:
-    """Key, files and facts of each sample of a unit; and whether it was copied (None: a picture).
-
-    Raises:
-        UserError: the file is broken; the samples before are whole.
-    """
-    path = Path(unit.path)
-    caption = _caption(path)
-    if not unit.pieces:
-        try:
-            data = path.read_bytes()
-            with open_image(path) as image:
-                height, width, _ = to_rgb(image).shape
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"it can't be read as an image ({error})") from error
-        facts: dict[str, float] = {"frames": 1, "width": width, "height": height, "duration": 0}
-        kind = path.suffix.lower()[1:]
-        yield (f"{unit.number:06d}", _files(kind, data, caption, {"source": name}), facts), None
-        return
-    for i, (piece, clip) in enumerate(
-        zip(unit.pieces, cut(path, list(unit.pieces)), strict=True), unit.first_clip
-    ):
-        info = clip.info
-        if len(clip.data) > MAX_MEMBER_BYTES:
-            raise UserError(f"a clip has {len(clip.data):,} bytes: cut it into shorter ones")
-        facts = {
-            "frames": info.frames,
-            "width": info.width,
-            "height": info.height,
-            "duration": round(info.duration, 6),
-        }
-        about = {"source": name, "start": round(piece.start, 6), "copied": clip.copied}
-        files = _files(clip.kind, clip.data, caption, about)
-        yield (f"{unit.number:06d}-{i:05d}", files, facts), clip.copied
-
-
-def _files(kind: str, data: bytes, caption: str, about: dict[str, Any]) -> dict[str, bytes]:
-    files = {kind: data, "json": json.dumps(about, ensure_ascii=False).encode()}
-    return files | ({"txt": caption.encode()} if caption else {})
-
-
-def _caption(path: Path) -> str:
-    """What NAME.txt beside the file says, or its line of the folder's captions.jsonl."""
-    beside = path.with_suffix(".txt")
-    if beside.is_file() and beside.stat().st_size <= MAX_TEXT_BYTES:
-        return " ".join(read_captions(beside))
-    return _captions_of(path.parent).get(path.name, "")
-
-
-@lru_cache(maxsize=64)
-def _captions_of(folder: Path) -> dict[str, str]:
-    """Captions by file name of a folder's captions.jsonl, whose lines have `file` and `text`."""
-    listed = folder / CAPTIONS
-    if not listed.is_file():
-        return {}
-    captions: dict[str, str] = {}
-    for number, line in enumerate(listed.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            captions[str(row["file"])] = str(row["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"line {number} of {listed} is no object with `file` and `text`: correct it"
-            ) from error
-    return captions
 
 
 def _add(

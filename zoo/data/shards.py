@@ -110,7 +110,9 @@ class ShardIndex:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{origin} is no index of a shard ({error!r}): make it again") from error
+            raise UserError(
+                f"{origin} is no index of a shard ({error!r}): make it again"
+            ) from error
         if len({sample.key for sample in samples}) < len(samples):
             raise UserError(f"{origin} names a sample twice: make it again")
         if any(m.offset + m.size > size for sample in samples for m in sample.members.values()):

@@ -60,7 +60,7 @@ class Patience:
                 raise  # something was found out, which another try won't change
             except _GIVE_UP as error:
                 raise RunError(f"{what} can't be read ({_reason(error)})") from error
-            except Exception as error:  # noqa: BLE001  (each storage has errors of its own)
+            except Exception as error:
                 if attempt == self.attempts:
                     tries = f"{attempt} attempt{'s' * (attempt > 1)}"
                     raise RunError(

@@ -39,7 +39,8 @@ def crop(
     """
     high, wide = (size, size) if isinstance(size, int) else size
     height, width = video.shape[-2:]
-    assert height >= high and width >= wide, f"can't cut {wide}x{high} out of {width}x{height}"
+    fits = height >= high and width >= wide
+    assert fits, f"can't cut {wide}x{high} out of {width}x{height}"
     if rng is None:
         top, left = (height - high) // 2, (width - wide) // 2
     else:
