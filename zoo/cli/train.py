@@ -28,6 +28,7 @@ from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
+from zoo.nets.pickles import load_pickle
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
 from zoo.paths import data_folder
 from zoo.registry import presets
@@ -135,6 +136,7 @@ class ZooCLI(LightningCLI):
             checkpoint = Path(config.ckpt_path)
             if not checkpoint.is_file():
                 raise UserError(f"no checkpoint at {checkpoint}: give a file, or 'last'")
+            load_pickle(checkpoint, device="meta")  # said before anything is built
             self.out = checkpoint.parent
         else:
             self.out = free_folder(wanted)

@@ -40,9 +40,7 @@ class Buckets:
         self.lengths = sorted(set(frames))
         sides = set()
         for root in (ratio**0.5 for ratio in ratios):
-            h, w = (
-                max(1, round(side / multiple)) * multiple for side in (size / root, size * root)
-            )
+            h, w = (max(1, round(s / multiple)) * multiple for s in (size / root, size * root))
             sides.add((h, w))
         self.shapes: list[tuple[int, int, int]] = [
             (t, h, w) for t in self.lengths for h, w in sorted(sides)

@@ -53,7 +53,8 @@ def open_container(source: Path | Encoded) -> InputContainer:
     """
     # absolute: a relative name such as concat:a.mp4 would be an address to FFmpeg
     place: Any = io.BytesIO(source.data) if isinstance(source, Encoded) else str(source.absolute())
-    return av.open(place, "r", metadata_errors="ignore", options=_OPTIONS)
+    container: InputContainer = av.open(place, "r", metadata_errors="ignore", options=_OPTIONS)
+    return container
 
 
 def open_video(

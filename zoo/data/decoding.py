@@ -140,4 +140,5 @@ def _frame_times(film: Encoded) -> NDArray[np.float64] | None:
     if not stamps or len(stamps) < len(packets) or len(set(stamps)) < len(stamps):
         return None
     times = np.sort(np.array(stamps, dtype=np.int64))
-    return (times - times[0]) * base
+    seconds: NDArray[np.float64] = (times - times[0]) * base
+    return seconds

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from zoo.data.cutting import Piece, plan
 from zoo.data.latents import tar_member, write_text
 from zoo.data.pictures import IMAGE_SUFFIXES, natural_order
-from zoo.data.shard_samples import samples_of
+from zoo.data.shard_samples import Raw, samples_of
 from zoo.data.shards import FORMAT, MANIFEST, Member, ShardIndex, ShardSample
 from zoo.data.video import VIDEO_SUFFIXES
 from zoo.errors import RunError, UserError
@@ -299,13 +299,7 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
             for unit in units:
                 name = _key(Path(unit.path), source)
                 try:
-                    for sample, copied in samples_of(
-                        Path(unit.path),
-                        name,
-                        number=unit.number,
-                        first=unit.first_clip,
-                        pieces=unit.pieces,
-                    ):
+                    for sample, copied in _read(unit, name):
                         samples.append(_add(box, *sample))
                         if copied is not None:
                             counts[not copied] += 1
@@ -315,10 +309,20 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
         os.fsync(file.fileno())
     index = ShardIndex(samples, hashed.size, hashed.sha256.hexdigest())
     os.replace(part, tar)
-    made = Made(tar.name, len(samples), index.size, index.sha256, *counts, broken)
+    made = Made(tar.name, len(samples), index.size, index.sha256, counts[0], counts[1], broken)
     write_text(notes, json.dumps(asdict(made)) + "\n")
     write_text(beside, index.to_json())
     return made
+
+
+def _read(unit: Unit, name: str) -> Iterator[tuple[Raw, bool | None]]:
+    return samples_of(
+        Path(unit.path),
+        name,
+        number=unit.number,
+        first=unit.first_clip,
+        pieces=unit.pieces,
+    )
 
 
 def _add(

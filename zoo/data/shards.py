@@ -20,10 +20,11 @@ import os
 import re
 import tarfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from braceexpand import UnbalancedBracesError, braceexpand
+import braceexpand
 
 from zoo.assets import cache_root
 from zoo.data import storage
@@ -39,6 +40,7 @@ MEDIA = tuple(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 """Endings of the files that samples are about."""
 
 _MAX_INDEX_BYTES = 2**30
+_MAX_SHARDS = 10**6
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -153,7 +155,6 @@ def scan(file: IO[bytes], name: object) -> ShardIndex:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                tar.members = []  # it would keep them all
                 key, kind = _key_and_kind(info.name)
                 if not info.isreg() or info.issparse() or not key:
                     continue
@@ -214,9 +215,11 @@ def find_shards(root: str | list[str], patience: Patience) -> list[Shard]:
     found: list[Shard] = []
     for pattern in [root] if isinstance(root, str) else root:
         try:
-            addresses = list(braceexpand(pattern))
-        except UnbalancedBracesError as error:
+            addresses = list(islice(braceexpand.braceexpand(pattern), _MAX_SHARDS + 1))
+        except ValueError as error:
             raise UserError(f"{pattern} has unbalanced braces: write {{000..009}}.tar") from error
+        if len(addresses) > _MAX_SHARDS:
+            raise UserError(f"{pattern} names more than {_MAX_SHARDS:,} shards: name fewer at once")
         for address in addresses:
             if "://" not in address:
                 address = str(Path(address).expanduser().absolute())
