@@ -88,9 +88,9 @@ def in_batches(
     parts, times = [], []
     for number in np.unique(bucket[order]):
         places = np.flatnonzero(bucket[order] == number)
-        places = places[: len(places) - len(places) % chunk].reshape(-1, chunk)
-        parts.append(order[places])
-        times.append(places.max(axis=1, initial=-1) if len(places) else np.zeros(0, np.int64))
+        batches = places[: len(places) - len(places) % chunk].reshape(-1, chunk)
+        parts.append(order[batches])
+        times.append(batches.max(axis=1, initial=-1))
     if not parts:
         return order[:0]
     together = np.concatenate(parts)

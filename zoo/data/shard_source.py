@@ -7,6 +7,7 @@ import json
 import logging
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,15 +276,22 @@ class ShardSource(Source):
             video, suffix = _read_image(data, key, side), ""
         else:
             seconds = self._start(number, frames, start)
-            film, settings = Encoded(key, data), {"rate": self.rate, "decoder": self.decoder}
+            read = partial(
+                decode_clip,
+                Encoded(key, data),
+                frames=frames,
+                rate=self.rate,
+                short_side=side,
+                decoder=self.decoder,
+            )
             try:
-                video = decode_clip(film, frames=frames, start=seconds, short_side=side, **settings)
+                video = read(start=seconds)
             except UserError:
                 # uneven frames: the start was worked out as if they were even
                 if not seconds or not self.train:
                     raise
                 seconds = 0.0
-                video = decode_clip(film, frames=frames, start=0.0, short_side=side, **settings)
+                video = read(start=seconds)
             suffix = f"@{seconds:.3f}"
         if self.buckets is None:
             return Sample(self._transform(video, rng), prompt, key + suffix)

@@ -74,6 +74,7 @@ class Made:
     samples: int
     size: int
     sha256: str
+    index_sha256: str
     copied: int
     encoded: int
     broken: dict[str, str]
@@ -137,7 +138,13 @@ def shard_folder(
         "clips_copied": sum(one.copied for one in made),
         "clips_encoded": sum(one.encoded for one in made),
         "shards": [
-            {"name": one.name, "samples": one.samples, "bytes": one.size, "sha256": one.sha256}
+            {
+                "name": one.name,
+                "samples": one.samples,
+                "bytes": one.size,
+                "sha256": one.sha256,
+                "index_sha256": one.index_sha256,
+            }
             for one in made
             if one.samples
         ],
@@ -308,10 +315,14 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
         file.flush()
         os.fsync(file.fileno())
     index = ShardIndex(samples, hashed.size, hashed.sha256.hexdigest())
+    text = index.to_json()
+    digest = hashlib.sha256(text.encode()).hexdigest()
     os.replace(part, tar)
-    made = Made(tar.name, len(samples), index.size, index.sha256, counts[0], counts[1], broken)
+    made = Made(
+        tar.name, len(samples), index.size, index.sha256, digest, counts[0], counts[1], broken
+    )
     write_text(notes, json.dumps(asdict(made)) + "\n")
-    write_text(beside, index.to_json())
+    write_text(beside, text)
     return made
 
 

@@ -188,11 +188,12 @@ def _key_and_kind(name: str) -> tuple[str, str]:
 
 
 class Shard(NamedTuple):
-    """A shard: its address and, from `shards.json`, its number of samples and SHA-256."""
+    """A shard: its address and, from `shards.json`, its number of samples and two SHA-256."""
 
     address: str
     samples: int | None = None
     sha256: str = ""
+    index_sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -233,7 +234,12 @@ def _of_folder(folder: str, patience: Patience) -> list[Shard]:
     manifest = storage.join(folder, MANIFEST)
     if patience.try_to(lambda: storage.exists(manifest), manifest):
         return [
-            Shard(storage.join(folder, item["name"]), item["samples"], item["sha256"])
+            Shard(
+                storage.join(folder, item["name"]),
+                item["samples"],
+                item["sha256"],
+                item["index_sha256"],
+            )
             for item in read_manifest(manifest, patience)["shards"]
         ]
     tars = patience.try_to(lambda: storage.tars_in(folder), folder)
@@ -259,8 +265,13 @@ def read_manifest(address: str, patience: Patience) -> dict[str, Any]:
             if not _PLAIN_NAME.fullmatch(item["name"]) or not item["name"].endswith(".tar"):
                 raise UserError(f"{address} names the shard {item['name']!r:.80}: not a plain name")
             _number(item["samples"])
-            if not isinstance(item["sha256"], str):
-                raise TypeError("sha256 is no text")
+            if not isinstance(item["sha256"], str) or not isinstance(item["index_sha256"], str):
+                raise TypeError("a sha256 is no text")
+        names = [item["name"] for item in content["shards"]]
+        if len(set(names)) < len(names):
+            raise ValueError("a shard is named twice")
+        if sum(item["samples"] for item in content["shards"]) != content["samples"]:
+            raise ValueError("the numbers of samples don't add up")
         dict(content["broken"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -280,7 +291,7 @@ def load_index(shard: Shard, patience: Patience) -> ShardIndex:
     if shard.samples is not None:
         text = patience.try_to(lambda: storage.read_whole(beside, limit=_MAX_INDEX_BYTES), beside)
         index = ShardIndex.from_json(text, beside)
-        if len(index.samples) != shard.samples or index.sha256 != shard.sha256:
+        if hashlib.sha256(text).hexdigest() != shard.index_sha256:
             raise UserError(f"{beside} doesn't belong to {MANIFEST}: copy the folder again")
         return index
     version = patience.try_to(lambda: storage.stamp(shard.address), shard.address)

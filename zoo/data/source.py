@@ -84,7 +84,7 @@ class Source(Dataset[Sample], ABC):
         self.seed = seed
         self.files = files
         self.max_broken = max_broken
-        self._usable: list[File] | None = None
+        self._usable: Sequence[File] | None = None
         self._broken: dict[str, str] = {}  # set aside before the first sample
         self._reasons: dict[int, str] = {}  # of this process's failures, by number
         self._failed = torch.zeros(0, dtype=torch.uint8)
