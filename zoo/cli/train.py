@@ -283,6 +283,13 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
                 near = closest(value, known, count=1)
                 raise UserError(f"no config {value}: did you mean {near[0]}?")
             args[place] = str(packaged)
+        if place and args[place - 1] in ("--config", "-c"):
+            try:
+                Path(args[place]).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{args[place]} is no text in UTF-8 ({error}): correct it"
+                ) from error
     return args
 
 

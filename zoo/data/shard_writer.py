@@ -318,9 +318,8 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
     text = index.to_json()
     digest = hashlib.sha256(text.encode()).hexdigest()
     os.replace(part, tar)
-    made = Made(
-        tar.name, len(samples), index.size, index.sha256, digest, counts[0], counts[1], broken
-    )
+    hashes, (copied, encoded) = (index.sha256, digest), counts
+    made = Made(tar.name, len(samples), index.size, *hashes, copied, encoded, broken)
     write_text(notes, json.dumps(asdict(made)) + "\n")
     write_text(beside, text)
     return made
