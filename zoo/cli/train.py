@@ -287,9 +287,7 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
             try:
                 Path(args[place]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{args[place]} is no text in UTF-8 ({error}): correct it"
-                ) from error
+                raise UserError(f"{args[place]} is no UTF-8 text ({error}): correct it") from error
     return args
 
 

@@ -224,6 +224,7 @@ def find_shards(root: str | list[str], patience: Patience) -> list[Shard]:
         for address in addresses:
             if "://" not in address:
                 address = str(Path(address).expanduser().absolute())
+            storage.file_system(address)  # a protocol that isn't known is said at once
             found += [Shard(address)] if address.endswith(".tar") else _of_folder(address, patience)
     if not found:
         raise UserError(f"{root} names no shard: give a folder of .tar files, or their names")
