@@ -13,6 +13,7 @@ nobody was told of, where the format lets it be known. Exit status 1 where there
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -202,6 +203,8 @@ def main() -> int:
         seeds, scratch = Path(folder) / "seeds", Path(folder) / "scratch"
         make_seeds(seeds)
         scratch.mkdir()
+        gc.collect()
+        gc.freeze()  # what children inherit isn't looked through, so that its pages stay shared
         for number in range(options.start, options.start + options.rounds):
             row = run_round(number, options.seed, seeds, scratch)
             counts[f"{row['target']} {row['ended']}"] += 1
