@@ -136,7 +136,6 @@ class ZooCLI(LightningCLI):
             checkpoint = Path(config.ckpt_path)
             if not checkpoint.is_file():
                 raise UserError(f"no checkpoint at {checkpoint}: give a file, or 'last'")
-            load_pickle(checkpoint, device="meta")  # said before anything is built
             self.out = checkpoint.parent
         else:
             self.out = free_folder(wanted)
@@ -276,6 +275,11 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
         own = any(a.split("=")[0] in ("--config", "-c") for a in args)
         args = ["fit", *([] if own else ["--config", str(configs / "quickstart.yaml")]), *args]
     for place, value in enumerate(args):
+        if value.startswith("--ckpt_path"):
+            _, joined, given = value.partition("=")
+            checkpoint = Path(given if joined else [*args, ""][place + 1])
+            if checkpoint.is_file():  # before Lightning, which has no sentence for a bad one
+                load_pickle(checkpoint, device="meta")
         if place and args[place - 1] in ("--config", "-c") and not Path(value).exists():
             packaged = configs / Path(*[p for p in Path(value).parts if p != "configs"])
             if not packaged.is_file():
