@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,24 @@ def _one_sentence(name: str) -> Iterator[None]:
         raise UserError(f"{name} can't be opened as a text-to-image pipeline: {said}") from error
 
 
+_PARTS = {
+    "diffusers": {"UNet2DConditionModel", "AutoencoderKL"},
+    "transformers": {
+        *("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast"),
+        *("CLIPImageProcessor", "CLIPFeatureExtractor"),
+    },
+    "stable_diffusion": {"StableDiffusionSafetyChecker"},
+    "zoo.pipelines": {"ZooVAE"},
+}
+
+
+def _is_part(library: object, name: object = None) -> bool:
+    """Whether a pipeline folder may name this class."""
+    if library == "diffusers" and re.fullmatch(r"[A-Za-z0-9]+Scheduler", str(name)):
+        return True
+    return name in _PARTS.get(str(library), set())
+
+
 def _check_folder(path: Path) -> None:
     index = path / "model_index.json"
     if not index.is_file():
@@ -93,10 +112,18 @@ def _check_folder(path: Path) -> None:
             raise UserError(f"{path} is one net: give the folder of a whole pipeline")
         raise UserError(f"{path} is not a pipeline folder: it has no model_index.json")
     try:
-        kind = json.loads(index.read_text()).get("_class_name")
+        content = json.loads(index.read_text())
+        kind = content.get("_class_name")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(
             f"{index} is not JSON with a _class_name ({error}): save it again"
         ) from error
+    for part, named in content.items():
+        # diffusers imports the modules and calls the classes that this file names
+        if isinstance(named, list) and tuple(named) != (None, None) and not _is_part(*named[:2]):
+            raise UserError(
+                f"{index} wants {'.'.join(map(str, named))} for its {part}, which no pipeline of "
+                "the zoo is made of; nothing of it was run: do not trust it"
+            )
     if not (path / "unet").is_dir():
         raise UserError(f"{path} is a {kind}, which has no UNet: use Stable Diffusion 1.x or 2.x")

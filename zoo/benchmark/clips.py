@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.benchmark.protocol import Protocol
+from zoo.data.limits import MAX_MEMBER_BYTES, open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, natural_order, to_rgb
 from zoo.data.reader import FrameReader, short_side_size
 from zoo.data.transforms import crop
@@ -164,7 +165,7 @@ def read_picture(rules: Protocol, item: Item) -> Iterator[Tensor]:
     """A picture as a film of one frame."""
     source = item.data if item.data is not None else item.place
     assert source is not None
-    with Image.open(source) as image:
+    with open_image(source, item.key) as image:
         yield fit_frame(to_rgb(image), rules)
 
 
@@ -203,11 +204,16 @@ def shard_items(shards: list[Path]) -> Callable[[], Iterator[Item]]:
     def items() -> Iterator[Item]:
         for shard in shards:
             try:
-                with tarfile.open(shard) as box, tempfile.TemporaryDirectory() as scratch:
+                with tarfile.open(shard, "r:") as box, tempfile.TemporaryDirectory() as scratch:
                     for member in box:
                         suffix = Path(member.name).suffix.lower()
                         if not member.isfile() or suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
                             continue
+                        if member.size > MAX_MEMBER_BYTES:
+                            raise UserError(
+                                f"{member.name[:80]} in {shard} has {member.size:,} bytes, more "
+                                f"than the {MAX_MEMBER_BYTES:,} that are read"
+                            )
                         source = box.extractfile(member)
                         assert source is not None
                         data, key = source.read(), f"{shard.name}/{member.name}"
@@ -226,7 +232,7 @@ def shard_items(shards: list[Path]) -> Callable[[], Iterator[Item]]:
 def shard_has_films(shard: Path) -> bool:
     """Whether the first film or picture of a shard is a film."""
     try:
-        with tarfile.open(shard) as box:
+        with tarfile.open(shard, "r:") as box:
             for member in box:
                 suffix = Path(member.name).suffix.lower()
                 if suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES:

@@ -186,7 +186,9 @@ def name_of(model: Model) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+    named = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+    plain = (f"\\{named[c]}{{}}" if c in named else c for c in text)
+    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in plain)
 
 
 def is_best(column: Column, model: Model, results: Results) -> bool:

@@ -30,6 +30,7 @@ from zoo.lit.module import ZooModule
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
+from zoo.nets.pickles import load_pickle
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
 from zoo.paths import data_folder
 from zoo.registry import presets
@@ -285,6 +286,11 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
         own = any(a.split("=")[0] in ("--config", "-c") for a in args)
         args = ["fit", *([] if own else ["--config", str(configs / "quickstart.yaml")]), *args]
     for place, value in enumerate(args):
+        if value.startswith("--ckpt_path"):
+            _, joined, given = value.partition("=")
+            checkpoint = Path(given if joined else [*args, ""][place + 1])
+            if checkpoint.is_file():  # before Lightning, which has no sentence for a bad one
+                load_pickle(checkpoint, device="meta")
         if place and args[place - 1] in ("--config", "-c") and not Path(value).exists():
             packaged = configs / Path(*[p for p in Path(value).parts if p != "configs"])
             if not packaged.is_file():
@@ -292,6 +298,11 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
                 near = closest(value, known, count=1)
                 raise UserError(f"no config {value}: did you mean {near[0]}?")
             args[place] = str(packaged)
+        if place and args[place - 1] in ("--config", "-c"):
+            try:
+                Path(args[place]).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{args[place]} is no UTF-8 text ({error}): correct it") from error
     return args
 
 

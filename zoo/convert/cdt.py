@@ -8,7 +8,6 @@ nets with block="reference": the two layouts differ in names and in dimensions o
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
@@ -21,6 +20,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.nets.blocks3d import ChannelNorm, TimeDown, TimeUp
 from zoo.nets.cdt import CDT
+from zoo.nets.pickles import load_pickle
 from zoo.nets.pretrained import key_faults, read_weights, some
 from zoo.registry import create
 
@@ -106,7 +106,7 @@ def read_checkpoint(path: str | Path, *, ignore: Iterable[str] = ()) -> dict[str
             tensors and plain containers; or no CDT in it.
     """
     path = Path(path)
-    content: Any = read_weights(path) if path.suffix == ".safetensors" else _unpickle(path)
+    content: Any = read_weights(path) if path.suffix == ".safetensors" else load_pickle(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -224,27 +224,3 @@ def _on_meta(name: str) -> CDT:
         net = create(name)
     assert isinstance(net, CDT)
     return net
-
-
-_DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, LookupError, MemoryError)
-_DAMAGE += (AttributeError, TypeError, ValueError, OverflowError, AssertionError)
-
-
-def _unpickle(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: give the checkpoint's path")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)|unrecognized function (\S+)", str(error))
-        if asked is not None:
-            raise UserError(
-                f"the pickle {path} asks for {asked[1] or asked[2]}, which a file of weights has "
-                "no use for; nothing of it was run: do not trust it"
-            ) from error
-        raise UserError(f"{path} is not a whole checkpoint: fetch it again") from error
-    except OSError as error:
-        raise UserError(f"can't read {path} ({error.strerror or error}): check the path") from error
-    except _DAMAGE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
-        raise UserError(f"{path} is not a whole checkpoint ({why}): fetch it again") from error

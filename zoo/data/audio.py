@@ -15,6 +15,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
+from zoo.data.container import open_container
 from zoo.data.reader import FrameReader
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _SEEK_MARGIN = 2.0
 def sound_of(path: Path) -> list[str]:
     """Names of the codecs of a film's sound tracks; empty for images, folders and silent films."""
     try:
-        with av.open(str(path), "r", metadata_errors="ignore") as container:
+        with open_container(path) as container:
             return [_codec(stream) for stream in container.streams.audio]
     except (av.FFmpegError, OSError):
         return []  # an image or a folder: FFmpeg has nothing to say about them
@@ -67,7 +68,7 @@ class AudioCopy:
         self._input: InputContainer | None = None
         if not sound_of(source):
             return
-        self._input = av.open(str(source), "r", metadata_errors="ignore")
+        self._input = open_container(source)
         for stream in self._input.streams.audio:
             try:
                 self._streams[stream.index] = target.add_stream_from_template(stream)

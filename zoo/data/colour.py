@@ -14,7 +14,7 @@ from zoo.errors import UserError
 
 # Without the accurate flags swscale takes short cuts that shift colours by some levels.
 SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_HD_HEIGHT = 720
+HD_HEIGHT = 720
 
 # Numbers of ITU-T H.273; for these two the matrix, the primaries and the transfer curve share one.
 _BT709, _BT601 = 1, 6
@@ -43,7 +43,7 @@ class Colour:
     @classmethod
     def standard(cls, height: int) -> Self:
         """What an untagged film of this height means by convention: BT.709 from 720 lines on."""
-        tag = _BT709 if height >= _HD_HEIGHT else _BT601
+        tag = _BT709 if height >= HD_HEIGHT else _BT601
         return cls(tag, False, tag, tag)
 
     @classmethod

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,12 +16,50 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from zoo.data.limits import MAX_PIXELS, check_pixels
 from zoo.errors import UserError
 
 _MP4_SUFFIXES = (".mp4", ".mov", ".m4v")
+# What FFmpeg may take a file for. Its other formats name further files or addresses and open them
+# (playlists, concat, sdp), speak to devices or the network, or are rarely kept in repair.
+_FORMATS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "flv", "asf", "ogg"),
+    *("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "av1", "obu", "ivf", "nut", "mxf"),
+    *("dv", "gif", "apng", "yuv4mpegpipe", "wav", "mp3", "aac", "flac"),
+)
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(_FORMATS),
+    "max_pixels": str(MAX_PIXELS),  # FFmpeg may decode a frame only to know its format
+}
 
 
-def open_video(path: Path, *, threads: bool = False) -> tuple[InputContainer, VideoStream]:
+@dataclass(frozen=True)
+class Encoded:
+    """A film in memory: its bytes, and what messages call it."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def open_container(source: Path | Encoded) -> InputContainer:
+    """FFmpeg's view of a film, held to formats and sizes that can do no harm.
+
+    Raises:
+        OSError, av.FFmpegError: it can't be opened.
+    """
+    # absolute: a relative name such as concat:a.mp4 would be an address to FFmpeg
+    place: Any = io.BytesIO(source.data) if isinstance(source, Encoded) else str(source.absolute())
+    container: InputContainer = av.open(place, "r", metadata_errors="ignore", options=_OPTIONS)
+    return container
+
+
+def open_video(
+    path: Path | Encoded, *, threads: bool = False
+) -> tuple[InputContainer, VideoStream]:
     """Open a film's first video stream; the caller closes the container.
 
     Args:
@@ -29,12 +70,12 @@ def open_video(path: Path, *, threads: bool = False) -> tuple[InputContainer, Vi
     Raises:
         UserError: no such file, or nothing in it that can be decoded as a film.
     """
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise UserError(f"there is no film at {path}; check the path")
     try:
-        container = av.open(str(path), "r", metadata_errors="ignore")
+        container = open_container(path)
     except (av.FFmpegError, OSError) as error:
-        if path.suffix.lower() in _MP4_SUFFIXES and _index_is_missing(path):
+        if Path(str(path)).suffix.lower() in _MP4_SUFFIXES and _index_is_missing(path):
             raise UserError(
                 f"{path} was cut off: its index (the moov box, written last) is missing, so "
                 "nothing in it can be decoded; copy the file again"
@@ -47,15 +88,24 @@ def open_video(path: Path, *, threads: bool = False) -> tuple[InputContainer, Vi
         container.close()
         raise UserError(f"{path} holds no film that can be decoded; remove or replace it")
     stream = container.streams.video[0]
+    try:
+        check_pixels(stream.codec_context.width, stream.codec_context.height, path)
+    except UserError:
+        container.close()
+        raise
+    # frames later on may be larger than the header says
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     stream.thread_type = "AUTO" if threads else "NONE"
     return container, stream
 
 
-def _index_is_missing(path: Path) -> bool:
+def _index_is_missing(source: Path | Encoded) -> bool:
     """Whether the file starts like an mp4 and none of its boxes is the index (ISO 14496-12)."""
     kinds = []
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    opened = io.BytesIO(source.data) if isinstance(source, Encoded) else source.open("rb")
+    with opened as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while file.tell() + 8 <= size:
             start = file.tell()
             length, kind = int.from_bytes(file.read(4)), file.read(4)

@@ -138,7 +138,7 @@ class ZooDataModule(LightningDataModule):
         """Batches of pixels float [B, 3, T, size, size] in [-1, 1]; the last is never smaller."""
         rank, ranks = self._ranks()
         chunk = self.batch_size * ranks
-        length = self.train.length(chunk) if isinstance(self.train, Mixture) else len(self.train)
+        length = self.train.length(chunk)
         if length < chunk:
             raise UserError(
                 f"an epoch of {self.train.root} has {len(self.train)} samples, too few for a batch "
@@ -153,9 +153,7 @@ class ZooDataModule(LightningDataModule):
             ranks=ranks,
             epoch=self._epoch,
             skip=self._batches * chunk,
-            order=partial(self.train.order, chunk=chunk)
-            if isinstance(self.train, Mixture)
-            else None,
+            order=partial(self.train.order, chunk=chunk, ranks=ranks),
         )
         return self._loader(self.train, sampler, self.batch_size)
 

@@ -52,7 +52,7 @@ class GifWriter(FrameWriter):
         super().__init__(path, width=width, height=height, rate=rate, base=_TICK)
         self._least = 2  # viewers slow down a frame that is shown for a single tick
         self._touch()
-        self._container = av.open(str(self._part), "w")
+        self._container = av.open(str(self._part.absolute()), "w")
         try:
             stream = self._container.add_stream(
                 "gif", rate=self._rate, width=width, height=height, time_base=_TICK

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from zoo.data.colour import Colour, over_black
+from zoo.data.limits import open_image
 from zoo.data.reader import Frame, nearest
 from zoo.errors import UserError
 
@@ -149,7 +150,7 @@ class PictureReader(Iterator[Frame]):
                 self._image.seek(index)
                 rgb = to_rgb(self._image)
             else:
-                with Image.open(file) as image:
+                with open_image(file) as image:
                     rgb = to_rgb(image)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
@@ -171,7 +172,7 @@ class PictureReader(Iterator[Frame]):
         size: tuple[int, int] | None = None
         for file in self._files:
             try:
-                with Image.open(file) as image:
+                with open_image(file) as image:
                     this = _upright_size(image)
             except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 self.reason = str(error)
@@ -186,7 +187,7 @@ class PictureReader(Iterator[Frame]):
 
     def _animate(self) -> int:
         """Open the file; when it has several frames keep it open and learn their times."""
-        image = Image.open(self.path)
+        image = open_image(self.path)
         frames = int(getattr(image, "n_frames", 1))
         # A phone's JPEG may carry a second picture (a depth map): that isn't a second frame.
         if frames == 1 or image.format in ("JPEG", "MPO"):
@@ -203,7 +204,7 @@ class PictureReader(Iterator[Frame]):
                 break
             times.append(clock)
             clock += float(image.info.get("duration", 0.0)) / 1000
-        self._image = Image.open(self.path)  # some formats don't go back to a frame after an error
+        self._image = open_image(self.path)  # some formats don't go back to a frame after an error
         image.close()
         if clock > 0 and all(b > a for a, b in pairwise(times)):
             self.timed = True

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from zoo.data.colour import Colour
-from zoo.data.container import film_rate, open_video, orientation, stamp_of
+from zoo.data.container import Encoded, film_rate, open_video, orientation, stamp_of
 from zoo.errors import UserError
 
 # Containers round time stamps (Matroska to 1 ms), so "at or after `start`" needs this much slack.
@@ -85,7 +85,7 @@ class FrameReader(Iterator[Frame]):
     """An iterator over a film's frames; holds one open file and a few frames at a time.
 
     Args:
-        path: the film.
+        path: the film, as a file or in memory.
         start: seconds; frames before it are left out.
         duration: seconds; frames at or after `start + duration` are left out. None: to the end.
         rate: frames a second to resample to (see `nearest`). None: the film's own frames.
@@ -108,7 +108,7 @@ class FrameReader(Iterator[Frame]):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Encoded,
         *,
         start: float = 0.0,
         duration: float | None = None,
@@ -119,7 +119,7 @@ class FrameReader(Iterator[Frame]):
         seek: bool = True,
         threads: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = path if isinstance(path, Encoded) else Path(path)
         self.broken = 0
         self.truncated = False
         self.odd = False

@@ -8,13 +8,14 @@ nor the frame cache change what is drawn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -83,8 +84,9 @@ class Source(Dataset[Sample], ABC):
         self.seed = seed
         self.files = files
         self.max_broken = max_broken
-        self._usable: list[File] | None = None
-        self._broken: dict[str, str] = {}
+        self._usable: Sequence[File] | None = None
+        self._broken: dict[str, str] = {}  # set aside before the first sample
+        self._reasons: dict[int, str] = {}  # of this process's failures, by number
         self._failed = torch.zeros(0, dtype=torch.uint8)
 
     def prepare(self) -> None:
@@ -124,7 +126,7 @@ class Source(Dataset[Sample], ABC):
         return self._usable is not None
 
     @property
-    def usable(self) -> list[File]:
+    def usable(self) -> Sequence[File]:
         """The files samples are drawn from."""
         assert self._usable is not None, "call prepare() before using a source"
         return self._usable
@@ -132,8 +134,9 @@ class Source(Dataset[Sample], ABC):
     @property
     def broken(self) -> dict[str, str]:
         """Why files are set aside (or failed when read, in any worker), by key."""
-        late = {self.usable[int(i)].key: "failed when read" for i in self._failed.nonzero()}
-        return late | self._broken
+        numbers = [int(i) for i in self._failed.nonzero()]
+        late = {self.usable[i].key: self._reasons.get(i, "failed when read") for i in numbers}
+        return self._broken | late
 
     def check(self) -> None:
         """Stop the run when too many files are broken.
@@ -141,14 +144,12 @@ class Source(Dataset[Sample], ABC):
         Raises:
             RunError: more than `max_broken` of the files are.
         """
-        if not self._broken and not self._failed.any():
-            return
-        broken = self.broken
-        total = len(self.usable) + len(set(broken) - {file.key for file in self.usable})
-        if len(broken) > self.max_broken * total:
-            some = "; ".join(f"{key}: {reason}" for key, reason in list(broken.items())[:3])
+        count = len(self._broken) + int(self._failed.sum())
+        total = len(self._broken) + len(self.usable)
+        if count > self.max_broken * total:
+            some = "; ".join(f"{key}: {reason}" for key, reason in list(self.broken.items())[:3])
             raise RunError(
-                f"{len(broken)} of {total} files in {self.root} are broken, more than "
+                f"{count} of {total} files in {self.root} are broken, more than "
                 f"max_broken={self.max_broken:g} allows ({some})"
             )
 
@@ -166,22 +167,19 @@ class Source(Dataset[Sample], ABC):
             RunError: neither this sample nor those tried in its place can be read.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+        if not 0 <= index < self._places():
+            raise IndexError(f"sample {index} of {self._places()}")
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng((self.seed, epoch, index, attempt))
             # What can't be read is replaced by a draw that is again a function of these numbers.
-            place = int(rng.integers(len(self))) if attempt else index
+            place = int(rng.integers(self._places())) if attempt else index
             number, start = self._locate(place, rng if self.train else None)
             file = self.usable[number]
             try:
-                video, suffix = self._read(file, start)
+                return self._sample(number, start, rng if self.train else None)
             except (UserError, RunError, OSError) as error:
                 self._failed[number] = 1
-                self._broken[file.key] = str(error)
-                continue
-            pixels = self._transform(video, rng if self.train else None)
-            return Sample(pixels, "", file.key + suffix)
+                self._reasons[number] = str(error)
         raise RunError(f"{_ATTEMPTS} samples of {self.root} in a row can't be read; see {file.key}")
 
     def spread(self, count: int) -> Iterator[Sample]:
@@ -190,6 +188,30 @@ class Source(Dataset[Sample], ABC):
         for number in range(count):
             place = number * epochs * len(self) // count
             yield self[divmod(place, len(self))]
+
+    def _places(self) -> int:
+        """How many indices there are; an epoch may have fewer samples, or some several times."""
+        return len(self)
+
+    def length(self, chunk: int) -> int:
+        """Samples of an epoch that batches of `chunk`, all ranks together, can be made of."""
+        return len(self)
+
+    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int) -> NDArray[np.int64]:
+        """The indices of an epoch in the order they are drawn; `ranks` take turns.
+
+        Args:
+            rng: draws the order.
+            chunk: samples a batch on all ranks together.
+            ranks: number of processes.
+        """
+        return rng.permutation(len(self))
+
+    def _sample(self, number: int, start: float, rng: np.random.Generator | None) -> Sample:
+        """Read file `number` from `start` on and make it a sample; no `rng`: as for evaluation."""
+        file = self.usable[number]
+        video, suffix = self._read(file, start)
+        return Sample(self._transform(video, rng), "", file.key + suffix)
 
     def _measure(self, found: dict[str, Path]) -> dict[str, Facts]:
         """Facts about every file, by key."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from zoo.assets import cache_root
 from zoo.data.cache import Facts, cached_film
+from zoo.data.limits import open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
 from zoo.data.reader import TIME_SLACK, short_side_size
 from zoo.data.source import File, Source
@@ -198,14 +198,14 @@ class ImageFolder(Source):
         return len(self.usable)
 
     def _probe(self, path: Path) -> Facts:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return {"frames": 1, "width": image.width, "height": image.height}
 
     def _locate(self, index: int, rng: np.random.Generator | None) -> tuple[int, float]:
         return index, 0.0
 
     def _read(self, file: File, start: float) -> tuple[Tensor, str]:
-        with Image.open(file.path) as image:
+        with open_image(file.path) as image:
             rgb = np.array(to_rgb(image))
         video = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(1)
         return resize_short_side(video, short_side=self.short_side[1]), ""

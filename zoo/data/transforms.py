@@ -27,21 +27,25 @@ def resize_short_side(video: Tensor, *, short_side: int) -> Tensor:
     return resize(video, size=(height, width))
 
 
-def crop(video: Tensor, *, size: int, rng: np.random.Generator | None = None) -> Tensor:
-    """Cut a square out of [3, T, H, W]: a view [3, T, size, size].
+def crop(
+    video: Tensor, *, size: int | tuple[int, int], rng: np.random.Generator | None = None
+) -> Tensor:
+    """Cut a rectangle out of [3, T, H, W]: a view [3, T, *size].
 
     Args:
-        video: any dtype; both sides are at least `size`.
-        size: pixels.
+        video: any dtype; no side is smaller than `size`.
+        size: pixels, (height, width); one number: a square.
         rng: draws the place; None takes the centre.
     """
+    high, wide = (size, size) if isinstance(size, int) else size
     height, width = video.shape[-2:]
-    assert min(height, width) >= size, f"can't cut {size} pixels out of {width}x{height}"
+    fits = height >= high and width >= wide
+    assert fits, f"can't cut {wide}x{high} out of {width}x{height}"
     if rng is None:
-        top, left = (height - size) // 2, (width - size) // 2
+        top, left = (height - high) // 2, (width - wide) // 2
     else:
-        top, left = (int(rng.integers(side - size + 1)) for side in (height, width))
-    return video[..., top : top + size, left : left + size]
+        top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    return video[..., top : top + high, left : left + wide]
 
 
 def to_float(video: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.data.container import film_rate, open_video
+from zoo.data.container import Encoded, film_rate, open_video
 from zoo.data.reader import TIME_SLACK, nearest
 from zoo.data.reader import FrameReader as FrameReader
 from zoo.data.writer import VideoWriter as VideoWriter
@@ -46,7 +46,7 @@ class VideoInfo:
     height: int
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path | Encoded) -> VideoInfo:
     """Count a film's frames and measure it; reads the whole file but decodes only one frame.
 
     Raises:
@@ -55,13 +55,13 @@ def probe(path: str | Path) -> VideoInfo:
     return probe_times(path)[0]
 
 
-def probe_times(path: str | Path) -> tuple[VideoInfo, NDArray[np.float64]]:
+def probe_times(path: str | Path | Encoded) -> tuple[VideoInfo, NDArray[np.float64]]:
     """`probe` with the sorted times of all frames: float64 [frames], seconds, the first one 0.
 
     Raises:
         UserError: as `probe`.
     """
-    container, stream = open_video(Path(path))
+    container, stream = open_video(path if isinstance(path, Encoded) else Path(path))
     with container:
         base = stream.time_base or Fraction(1, 90000)
         rate = film_rate(stream)
@@ -119,7 +119,7 @@ def read_frames(
 
 
 def read_clip(
-    path: str | Path,
+    path: str | Path | Encoded,
     *,
     frames: int,
     start: float = 0.0,

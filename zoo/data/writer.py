@@ -156,7 +156,7 @@ class VideoWriter(FrameWriter):
         height, width, _ = self._shape
         lossless = self._format == "rgb24"
         self._audio: AudioCopy | None = None
-        self._container = av.open(str(self._part), "w")
+        self._container = av.open(str(self._part.absolute()), "w")
         try:
             stream = self._container.add_stream(
                 "libx264rgb" if lossless else "libx264",

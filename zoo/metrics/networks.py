@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from zoo.assets import cache_root, fetch
 from zoo.data.transforms import to_uint8
 from zoo.errors import UserError
 from zoo.metrics.reconstruction import frames_of
+from zoo.nets.pickles import load_pickle
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
@@ -87,7 +87,7 @@ def load_mobilenet(device: torch.device | str = "cpu") -> FeatureNet:
 
     path = fetch("mobilenet_v2.pth")
     net = mobilenet_v2()
-    net.load_state_dict(torch.load(path, weights_only=True))
+    net.load_state_dict(load_pickle(path))
     trunk = net.features.eval().requires_grad_(False).to(device)
     mean, std = (
         torch.tensor(v, device=device).view(3, 1, 1)
@@ -110,7 +110,7 @@ def load_transnet(device: torch.device | str = "cpu") -> FeatureNet:
 
     path = fetch("transnetv2.pth")
     net = TransNetTrunk()
-    net.load_published(torch.load(path, weights_only=True))
+    net.load_published(load_pickle(path))
     net.eval().requires_grad_(False).to(device)
 
     def run(clips: Tensor) -> Tensor:
@@ -143,10 +143,9 @@ def load_inception(
     path = _inception_file() if path is None else path
     try:
         # torch-fidelity unpickles the file without limits: let only tensors through
-        torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise UserError(f"{path} holds no Inception weights ({reason}): fetch it anew") from error
+        load_pickle(path)
+    except UserError as error:
+        raise UserError(f"{path} holds no Inception weights ({error})") from error
     net: nn.Module = FeatureExtractorInceptionV3(
         "inception-v3-compat", [layer], feature_extractor_weights_path=str(path)
     )

@@ -98,7 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         text = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): export the model again") from error
     if (
         not isinstance(text, dict)
