@@ -23,22 +23,28 @@ _LOG = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """Yields (epoch, index) pairs, disjoint between ranks.
+    """Yields (pass, index) pairs, disjoint between ranks.
 
-    The epoch travels with the index, so worker processes need no message when it changes. Being
+    In training the passes over the source follow one another without a gap: what doesn't fill the
+    last chunk of a pass opens the next, so no sample is lost and every batch is whole. A Lightning
+    epoch is as many chunks as a pass fills; where it begins is a position in that endless sequence,
+    and all of the sampler's state.
+
+    The pass travels with the index, so worker processes need no message when it changes. Being
     a `DistributedSampler` keeps Lightning from wrapping it and makes it announce epochs.
 
     Args:
         length: number of samples of the source.
-        chunk: samples all ranks together take at a time; with `shuffle`, what doesn't fill the
-            last chunk is left out of the epoch (other samples each time). 1 leaves out nothing.
-        shuffle: draw a new order each epoch; else count upwards, always as epoch 0.
-        seed: with the epoch it decides the order.
+        chunk: samples all ranks together take at a time (training only).
+        shuffle: draw a new order each pass and go on for ever; else count upwards, once, as pass 0.
+            A rank beyond the last sample then repeats one, so that no rank waits for others.
+        seed: with the pass it decides the order.
         rank: this process's number.
         ranks: number of processes.
         epoch: the first epoch.
-        skip: samples (of all ranks together) of that epoch already used.
-        order: the order of an epoch, instead of a plain shuffle; gives at least `length` indices.
+        used: samples that all ranks together have taken before. None: those of whole epochs.
+        skip: chunks of the first epoch that were taken, of those `used` counts.
+        order: the order of a pass, instead of a plain shuffle; gives at least `length` indices.
     """
 
     def __init__(
@@ -51,36 +57,51 @@ class EpochSampler(DistributedSampler[Sample]):
         rank: int = 0,
         ranks: int = 1,
         epoch: int = 0,
+        used: int | None = None,
         skip: int = 0,
         order: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
     ) -> None:
         # The base class's own set-up wants a data set and a process group; neither is needed.
-        self.length = length - length % chunk if shuffle else length
-        self.total = length
+        self.length = length
+        self.chunk = chunk
+        self.chunks = length // chunk
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = ranks
         self.epoch = epoch
-        self.skip = skip
+        self.skip = min(skip, self.chunks)
+        self.used = (epoch * self.chunks + self.skip) * chunk if used is None else used
         self.order = order
 
     def set_epoch(self, epoch: int) -> None:
         """Move on to an epoch; Lightning calls this, also for the one resumed in its middle."""
         if epoch != self.epoch:
-            self.epoch, self.skip = epoch, 0
+            taken = (epoch - self.epoch) * self.chunks - self.skip
+            self.epoch, self.used, self.skip = epoch, self.used + taken * self.chunk, 0
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.length, self.num_replicas))
+        if self.shuffle:
+            return self.chunks * (self.chunk // self.num_replicas)
+        return len(self._validation())
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, order = 0, np.arange(self.total)
-        if self.shuffle:
-            epoch = self.epoch
-            rng = np.random.default_rng((self.seed, epoch))
-            order = rng.permutation(self.total) if self.order is None else self.order(rng)
-        mine = order[self.skip : self.length][self.rank :: self.num_replicas]
-        return iter([(epoch, int(index)) for index in mine])
+        return iter(self._training() if self.shuffle else self._validation())
+
+    def _validation(self) -> list[tuple[int, int]]:
+        own = range(self.rank, self.length, self.num_replicas)
+        return [(0, i) for i in own or [self.rank % self.length]]
+
+    def _training(self) -> list[tuple[int, int]]:
+        stop = self.used + (self.chunks - self.skip) * self.chunk
+        pairs: list[tuple[int, int]] = []
+        for number in range(self.used // self.length, -(-stop // self.length)):
+            rng = np.random.default_rng((self.seed, number))
+            order = rng.permutation(self.length) if self.order is None else self.order(rng)
+            start = number * self.length
+            part = order[max(0, self.used - start) : min(self.length, stop - start)]
+            pairs += [(number, int(index)) for index in part]
+        return pairs[self.rank :: self.num_replicas]
 
 
 class ZooDataModule(LightningDataModule):
@@ -119,6 +140,8 @@ class ZooDataModule(LightningDataModule):
         self.seed = seed
         self._epoch = 0
         self._batches = 0
+        self._used: int | None = 0
+        self._sampler: EpochSampler | None = None
 
     def prepare_data(self) -> None:
         """Fetch assets and index folders, once a machine; other ranks then find them done."""
@@ -152,11 +175,13 @@ class ZooDataModule(LightningDataModule):
             rank=rank,
             ranks=ranks,
             epoch=self._epoch,
-            skip=self._batches * chunk,
+            skip=self._batches,
+            used=self._used,
             order=partial(self.train.order, chunk=chunk)
             if isinstance(self.train, Mixture)
             else None,
         )
+        self._sampler = sampler
         return self._loader(self.train, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
@@ -186,22 +211,33 @@ class ZooDataModule(LightningDataModule):
                 _LOG.warning("%d files of %s were skipped: %s", len(broken), source.root, named)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training goes on: `epoch`, and `batches` of it already done."""
+        """Where training goes on: `epoch`, `batches` of it already done, samples `used` in all."""
         if self.trainer is None:
-            return {"epoch": self._epoch, "batches": self._batches}
+            return {"epoch": self._epoch, "batches": self._batches, "used": self._used}
         # Lightning's counters, not the sampler's: workers are ahead of the training step.
         loop = self.trainer.fit_loop
         epoch = max(0, loop.epoch_progress.current.ready - 1)
         progress = loop.epoch_loop.batch_progress
-        if progress.is_last_batch:
-            return {"epoch": epoch + 1, "batches": 0}
         # Checkpoints are taken before `completed` is raised and, after a crash, with `ready` ahead.
-        return {"epoch": epoch, "batches": cast(Any, progress.current).processed}
+        batches = cast(Any, progress.current).processed
+        sampler = self._sampler
+        assert sampler is not None
+        # the sampler may be an epoch ahead or behind of these counters at an epoch's end
+        ahead = (epoch - sampler.epoch) * sampler.chunks + batches - sampler.skip
+        used = sampler.used + ahead * sampler.chunk
+        if progress.is_last_batch:
+            return {"epoch": epoch + 1, "batches": 0, "used": used}
+        return {"epoch": epoch, "batches": batches, "used": used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; same batch size and number of ranks assumed."""
+        """Go on where `state_dict` was taken, with any batch size and number of ranks.
+
+        The order of a `Mixture` depends on batch size times ranks: with another product its pass
+        goes on in another order.
+        """
         self._epoch = state_dict["epoch"]
         self._batches = state_dict["batches"]
+        self._used = state_dict.get("used")  # checkpoints of before 0.2 lack it
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

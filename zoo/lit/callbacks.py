@@ -1,13 +1,10 @@
-"""Callbacks of a training run: averaged weights, pictures, speed, a clean stop."""
+"""Callbacks of a training run: averaged weights, pictures, speed."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from torch import Tensor
 from zoo.data.batch import Batch
 from zoo.data.transforms import to_uint8
 from zoo.data.writer import VideoWriter
-from zoo.errors import RunError
+from zoo.lit.loggers import tolerated
 from zoo.lit.pictures import save_strip
 
 
@@ -39,6 +36,13 @@ class EMA(WeightAveraging):
 
         super().__init__(avg_fn=average)
         self.decay = decay
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights as trained: the last checkpoint goes on from them."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the averages in the module, for the export."""
+        super().on_train_end(trainer, pl_module)
 
 
 class Samples(Callback):
@@ -66,7 +70,10 @@ class Samples(Callback):
         """Write the pictures of the first batch."""
         if batch_idx or not trainer.is_global_zero:
             return
-        x, y = batch.pixels[: self.clips], outputs[: self.clips]
+        with tolerated("samples"):
+            self._write(trainer, batch.pixels[: self.clips], outputs[: self.clips])
+
+    def _write(self, trainer: Trainer, x: Tensor, y: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"step-{trainer.global_step:06d}"
         strip, film = stem.with_suffix(".png"), stem.with_suffix(".mp4")
@@ -112,67 +119,3 @@ class Speed(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("train/clips_per_s", self._clips / self._spent, prog_bar=True)
             self._clips, self._spent = 0, 0.0
-
-
-class Checkpoints(Callback):
-    """Saves the run's state every N steps and whenever it stops: at SIGINT, SIGTERM or a RunError.
-
-    One file, replaced only by a whole newer one. A second signal stops at once.
-
-    Args:
-        file: the checkpoint.
-        every: steps between two.
-    """
-
-    def __init__(self, file: str | Path, *, every: int) -> None:
-        self.file, self.every = Path(file), every
-        self.signal: signal.Signals | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals: in place of Lightning's own handlers, which are set before this."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            self.signal = signal.Signals(number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, stop)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save where the run can go on."""
-        if self.signal is not None:
-            trainer.should_stop = True
-        if self.signal is not None or trainer.global_step % self.every == 0:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, unless it was saved already."""
-        if self.signal is None:
-            self._save(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Keep the weights from before a step that failed, if they are good."""
-        weights = pl_module.parameters()
-        if isinstance(exception, RunError) and all(bool(w.isfinite().all()) for w in weights):
-            self._save(trainer)
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening."""
-        self._restore()
-
-    def _save(self, trainer: Trainer) -> None:
-        part = self.file.with_name(f".{self.file.name}.part")
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            os.replace(part, self.file)
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()

@@ -18,13 +18,14 @@ from torch.optim import Optimizer
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.adversarial import check_stage, take_over, take_turns
-from zoo.lit.finite import check_gradient, check_terms
+from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.blocks3d import set_gradient_checkpointing
 from zoo.nets.cdt import CDT
 from zoo.nets.cdt_decoder import CDTDecoder
 from zoo.nets.pca import BlockPCA
+from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Tokenizer
 from zoo.objectives import Adversarial, Losses, Objective
 
@@ -66,9 +67,10 @@ class TokenizerModule(LightningModule):
         # one optimiser: Lightning's loop; two players take their turns by hand
         self.automatic_optimization = adversarial is None
         self._clip: float | None = None
-        self._seed = 0
+        self._seed: int | None = None
         self._by_time: list[tuple[Tensor, Tensor]] = []
         self._latents = LatentStatistics()
+        self._scores = torch.zeros(3, dtype=torch.float64)  # sums of PSNR and gain, clips
 
     def progress(self) -> float:
         """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
@@ -114,7 +116,8 @@ class TokenizerModule(LightningModule):
         if self.adversarial is not None:
             steps = self.trainer.estimated_stepping_batches
             check_stage(self.adversarial, self.net, steps=steps)
-        self._seed = torch.initial_seed()
+        if self._seed is None:
+            self._seed = torch.initial_seed()
         self.objective.prepare()
         pca = getattr(self.net, "pca", None)
         if isinstance(pca, BlockPCA) and not pca.basis.any():
@@ -126,10 +129,19 @@ class TokenizerModule(LightningModule):
             else:
                 pca.fit(clips)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed that the noise of every step is drawn from."""
+        checkpoint["seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the noise of the run, whatever seed this process was started with."""
+        self._seed = checkpoint.get("seed", self._seed)
+
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
         trainer = self.trainer
         part = index % trainer.accumulate_grad_batches
+        assert self._seed is not None
         drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
@@ -143,9 +155,6 @@ class TokenizerModule(LightningModule):
             )
             for name, value in terms.items():
                 self.log(f"train/{name}", value)
-        for name, value in losses.terms.items():
-            self.log(f"train/{name}", value, prog_bar=True)
-        self.log("train/loss", losses.total)
         self._log_by_time(losses)
         return losses.total
 
@@ -156,7 +165,12 @@ class TokenizerModule(LightningModule):
 
         losses = run()
         step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
+        terms = losses.terms | {"loss": losses.total}
+        shared = mean_over_processes(terms, self.trainer.strategy)
+        own = {name: shared[name] for name in losses.terms}
+        check_terms(losses.terms, shared=own, step=step, clips=batch.key, net=self.net, again=run)
+        for name, value in shared.items():
+            self.log(f"train/{name}", value, prog_bar=name != "loss")
         return losses
 
     def _log_by_time(self, losses: Losses) -> None:
@@ -166,7 +180,10 @@ class TokenizerModule(LightningModule):
         self._by_time.append((losses.time.detach(), losses.by_clip))
         if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        time, value = (torch.cat(parts) for parts in zip(*self._by_time, strict=True))
+        pairs = torch.stack([torch.cat(parts) for parts in zip(*self._by_time, strict=True)])
+        gathered = self.all_gather(pairs)
+        assert isinstance(gathered, Tensor)
+        time, value = gathered.view(-1, *pairs.shape).unbind(1)
         self._by_time.clear()
         bins = torch.where(time == 1, TIME_BINS, (time * TIME_BINS).long())
         names = [f"{i / TIME_BINS:.2f}-{(i + 1) / TIME_BINS:.2f}" for i in range(TIME_BINS)]
@@ -191,8 +208,9 @@ class TokenizerModule(LightningModule):
         check_gradient(self.net.parameters(), step=self.trainer.global_step, who="the net")
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the latents of the last validation."""
+        """Forget the last validation."""
         self._latents = LatentStatistics()
+        self._scores = torch.zeros(3, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """PSNR of one-step reconstructions; for a CDT also what the true x_t is worth to it."""
@@ -201,20 +219,37 @@ class TokenizerModule(LightningModule):
         posterior = self.net.encode(x)
         size = (x.shape[2], x.shape[3], x.shape[4])
         y = self.net.decode(posterior.mean, size=size, generator=generator)
-        self.log("val/psnr", psnr(y, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
+        # with fewer clips than processes some repeat a clip that another one counts
+        source = self.trainer.datamodule.val  # type: ignore[attr-defined]
+        count = len(x) if self.trainer.global_rank < len(source) else 0
+        self._scores[0] += psnr(y, x)[:count].sum().double().cpu()
+        self._scores[2] += count
         if posterior.logvar is not None:
-            self._latents.update(posterior)
+            self._latents.update(Posterior(posterior.mean[:count], posterior.logvar[:count]))
         if isinstance(self.net, CDT):
-            gain = noisy_input_gain(self.net, x, generator=generator).mean()
-            self.log("val/xt_gain", gain, prog_bar=True, batch_size=len(x), sync_dist=True)
+            gain = noisy_input_gain(self.net, x, generator=generator)
+            self._scores[1] += gain[:count].sum().double().cpu()
         return y
 
     def on_validation_epoch_end(self) -> None:
-        """Active units and mutual information: both go to 0 where the posterior collapses."""
-        if self._latents.count:
-            active = float(self._latents.active_units())
-            self.log("val/active_units", active, sync_dist=True)
-            self.log("val/mutual_information", self._latents.mutual_information(), sync_dist=True)
+        """Means over the clips of all processes, active units and mutual information.
+
+        The last two go to 0 where the posterior collapses.
+        """
+
+        def total(value: Tensor) -> Tensor:
+            reduced = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            return reduced
+
+        decibels, gain, count = total(self._scores).tolist()
+        self.log("val/psnr", decibels / count, prog_bar=True)
+        if isinstance(self.net, CDT):
+            self.log("val/xt_gain", gain / count, prog_bar=True)
+        if self._latents.begun:
+            self._latents.sum_over(total)
+            self.log("val/active_units", float(self._latents.active_units()))
+            self.log("val/mutual_information", self._latents.mutual_information())
 
     @torch.no_grad()
     def measure_latents(self, *, clips: int = 64) -> None:
