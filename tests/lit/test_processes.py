@@ -86,8 +86,11 @@ def test_ddp_equals_one_process(family: str, tmp_path: Path) -> None:
     assert largest(one["weights"], first["weights"]) < 1e-5
     assert largest(one["averages"], first["averages"]) < 1e-5
     # what is logged is of the whole batch and of all validation clips, in every process
-    assert first["logged"] == pytest.approx(one["logged"], rel=1e-3, abs=1e-4)
     assert second["logged"] == pytest.approx(first["logged"])
+    for result in (one, first):
+        # its noise depends on the validation batch
+        result["logged"].pop("val/xt_gain", None)
+    assert first["logged"] == pytest.approx(one["logged"], rel=1e-3, abs=1e-4)
     assert one["used"] == first["used"] == 80
     # the clips of a step are the same, each in one process
     for whole, *parts in zip(one["keys"], first["keys"], second["keys"], strict=True):

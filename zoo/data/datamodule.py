@@ -28,22 +28,21 @@ class EpochSampler(DistributedSampler[Sample]):
     In training the passes over the source follow one another without a gap: what doesn't fill the
     last chunk of a pass opens the next, so no sample is lost and every batch is whole. A Lightning
     epoch is as many chunks as a pass fills; where it begins is a position in that endless sequence,
-    and all of the sampler's state.
+    the sampler's only state.
 
     The pass travels with the index, so worker processes need no message when it changes. Being
-    a `DistributedSampler` keeps Lightning from wrapping it and makes it announce epochs.
+    a `DistributedSampler` keeps Lightning from wrapping it.
 
     Args:
         length: number of samples of the source.
         chunk: samples all ranks together take at a time (training only).
         shuffle: draw a new order each pass and go on for ever; else count upwards, once, as pass 0.
-            A rank beyond the last sample then repeats one, so that no rank waits for others.
+            A rank beyond the last sample then repeats one, so that no rank has none.
         seed: with the pass it decides the order.
         rank: this process's number.
         ranks: number of processes.
-        epoch: the first epoch.
-        used: samples that all ranks together have taken before. None: those of whole epochs.
-        skip: chunks of the first epoch that were taken, of those `used` counts.
+        used: says how many samples all ranks together have taken when an epoch begins (training
+            only). None: those of whole epochs.
         order: the order of a pass, instead of a plain shuffle; gives at least `length` indices.
     """
 
@@ -56,33 +55,23 @@ class EpochSampler(DistributedSampler[Sample]):
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        epoch: int = 0,
-        used: int | None = None,
-        skip: int = 0,
+        used: Callable[[], int] | None = None,
         order: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
     ) -> None:
         # The base class's own set-up wants a data set and a process group; neither is needed.
         self.length = length
-        self.chunk = chunk
-        self.chunks = length // chunk
+        self.epoch_length = length - length % chunk
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = ranks
-        self.epoch = epoch
-        self.skip = min(skip, self.chunks)
-        self.used = (epoch * self.chunks + self.skip) * chunk if used is None else used
+        self.epoch = 0
+        self.used = used
         self.order = order
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move on to an epoch; Lightning calls this, also for the one resumed in its middle."""
-        if epoch != self.epoch:
-            taken = (epoch - self.epoch) * self.chunks - self.skip
-            self.epoch, self.used, self.skip = epoch, self.used + taken * self.chunk, 0
 
     def __len__(self) -> int:
         if self.shuffle:
-            return self.chunks * (self.chunk // self.num_replicas)
+            return self.epoch_length // self.num_replicas
         return len(self._validation())
 
     def __iter__(self) -> Iterator[Any]:
@@ -93,13 +82,14 @@ class EpochSampler(DistributedSampler[Sample]):
         return [(0, i) for i in own or [self.rank % self.length]]
 
     def _training(self) -> list[tuple[int, int]]:
-        stop = self.used + (self.chunks - self.skip) * self.chunk
+        start = self.epoch * self.epoch_length if self.used is None else self.used()
+        stop = start + self.epoch_length
         pairs: list[tuple[int, int]] = []
-        for number in range(self.used // self.length, -(-stop // self.length)):
+        for number in range(start // self.length, -(-stop // self.length)):
             rng = np.random.default_rng((self.seed, number))
             order = rng.permutation(self.length) if self.order is None else self.order(rng)
-            start = number * self.length
-            part = order[max(0, self.used - start) : min(self.length, stop - start)]
+            first = number * self.length
+            part = order[max(0, start - first) : min(self.length, stop - first)]
             pairs += [(number, int(index)) for index in part]
         return pairs[self.rank :: self.num_replicas]
 
@@ -138,10 +128,9 @@ class ZooDataModule(LightningDataModule):
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._epoch = 0
-        self._batches = 0
-        self._used: int | None = 0
-        self._sampler: EpochSampler | None = None
+        self._used = 0  # samples, of all ranks together, when this session's training began
+        self._begun: int | None = None  # steps of earlier sessions
+        self._old: dict[str, int] = {}
 
     def prepare_data(self) -> None:
         """Fetch assets and index folders, once a machine; other ranks then find them done."""
@@ -167,6 +156,13 @@ class ZooDataModule(LightningDataModule):
                 f"an epoch of {self.train.root} has {len(self.train)} samples, too few for a batch "
                 f"of {self.batch_size} on each of {ranks} processes; lower batch_size"
             )
+        if self.trainer is not None:
+            if self._old:
+                whole = self._old["epoch"] * (length // chunk)
+                self._used = (whole + self._old["batches"]) * chunk
+                self._old = {}
+            if self._begun is None:
+                self._begun = self._steps()
         sampler = EpochSampler(
             length,
             chunk=chunk,
@@ -174,14 +170,11 @@ class ZooDataModule(LightningDataModule):
             seed=self.seed,
             rank=rank,
             ranks=ranks,
-            epoch=self._epoch,
-            skip=self._batches,
-            used=self._used,
+            used=None if self.trainer is None else self._position,
             order=partial(self.train.order, chunk=chunk)
             if isinstance(self.train, Mixture)
             else None,
         )
-        self._sampler = sampler
         return self._loader(self.train, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
@@ -211,23 +204,8 @@ class ZooDataModule(LightningDataModule):
                 _LOG.warning("%d files of %s were skipped: %s", len(broken), source.root, named)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training goes on: `epoch`, `batches` of it already done, samples `used` in all."""
-        if self.trainer is None:
-            return {"epoch": self._epoch, "batches": self._batches, "used": self._used}
-        # Lightning's counters, not the sampler's: workers are ahead of the training step.
-        loop = self.trainer.fit_loop
-        epoch = max(0, loop.epoch_progress.current.ready - 1)
-        progress = loop.epoch_loop.batch_progress
-        # Checkpoints are taken before `completed` is raised and, after a crash, with `ready` ahead.
-        batches = cast(Any, progress.current).processed
-        sampler = self._sampler
-        assert sampler is not None
-        # the sampler may be an epoch ahead or behind of these counters at an epoch's end
-        ahead = (epoch - sampler.epoch) * sampler.chunks + batches - sampler.skip
-        used = sampler.used + ahead * sampler.chunk
-        if progress.is_last_batch:
-            return {"epoch": epoch + 1, "batches": 0, "used": used}
-        return {"epoch": epoch, "batches": batches, "used": used}
+        """Where training goes on: samples `used` by all ranks together since the beginning."""
+        return {"used": self._position()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, with any batch size and number of ranks.
@@ -235,9 +213,23 @@ class ZooDataModule(LightningDataModule):
         The order of a `Mixture` depends on batch size times ranks: with another product its pass
         goes on in another order.
         """
-        self._epoch = state_dict["epoch"]
-        self._batches = state_dict["batches"]
-        self._used = state_dict.get("used")  # checkpoints of before 0.2 lack it
+        # checkpoints of version 0.1.0 count in epochs
+        self._old = {} if "used" in state_dict else state_dict
+        self._used = state_dict.get("used", 0)
+        self._begun = None  # Lightning restores its counters later
+
+    def _position(self) -> int:
+        if self._begun is None:
+            return self._used
+        return self._used + (self._steps() - self._begun) * self.batch_size * self._ranks()[1]
+
+    def _steps(self) -> int:
+        # Lightning's counter, not the sampler's: workers are ahead of the training step. The total,
+        # because the counters within an epoch jump when a run is resumed at the end of one.
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        steps: int = cast(Any, progress).processed
+        return steps
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
