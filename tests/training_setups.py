@@ -186,11 +186,16 @@ def train(
     every: int = 1,
     resume: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
+    last: tuple[Callback, ...] = (),
+    diary: bool = True,
     bad: int | None = None,
     workers: int = 0,
     **arguments: Any,
 ) -> Trainer:
-    """Train a family of SETUPS; `folder` gets last.ckpt and a diary for each rank."""
+    """Train a family of SETUPS; `folder` gets last.ckpt and a diary for each rank.
+
+    `callbacks` act before a step is saved, those in `last` after it.
+    """
     seed_everything(0)
     module = SETUPS[family]()
     frames = FRAMES.get(family, 5)
@@ -217,10 +222,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     trainer.callbacks += [  # type: ignore[attr-defined]
         EMA(0.9),
-        Diary(folder / f"diary{trainer.global_rank}"),
+        *([Diary(folder / f"diary{trainer.global_rank}")] if diary else []),
         *callbacks,
         Checkpoints(folder / "last.ckpt", every=every),
         Peers(),
+        *last,
     ]
     module.take_over(trainer)  # type: ignore[operator]
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)

@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,10 @@ def rounds(
     diary = killed / "diary0"
     for _ in range(kills):
         run = Run(session, family, killed, steps, folder=folder, name="killed")
-        lines = len(diary.read_text().splitlines()) if diary.exists() else 0
+        lines = _lines(diary)
         if rng.random() < 0.8:
             # most rounds are killed at work, the others anywhere, in their start too
-            until(lambda: not run.process.is_alive() or _lines(diary) > lines)
+            until(partial(_goes_on, run, diary, lines))
         time.sleep(rng.uniform(0, 0.2) if rng.random() < 0.8 else rng.uniform(0, longest))
         assert run.process.is_alive(), f"it ended before it was killed: {run.said}"
         run.kill()
@@ -110,6 +111,10 @@ def rounds(
     found["steps"] += steps
     found["steps done twice"] += _lines(diary) - steps
     return dict(found)
+
+
+def _goes_on(run: Run, diary: Path, lines: int) -> bool:
+    return not run.process.is_alive() or _lines(diary) > lines
 
 
 def _lines(file: Path) -> int:
