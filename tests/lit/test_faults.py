@@ -149,7 +149,7 @@ def test_fault_torn_checkpoint(damage: str, tmp_path: Path, caplog: Any) -> None
     assert list(curve(tmp_path)) == list(range(1, 9))  # step 6 twice, the same
     for file in (last, previous(last)):
         file.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is torn .* and no whole one is kept"):
+    with pytest.raises(UserError, match=r"is torn .* and no whole one is kept"):
         newest_whole(last)
 
 

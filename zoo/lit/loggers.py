@@ -19,7 +19,10 @@ def tolerated(what: str) -> Iterator[None]:
     """Turn an OSError into a warning, once for each `what`: training goes on without it."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # Lightning says ValueError of whatever the TensorBoard writer raised
+        if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+            raise
         if what not in _said:
             _said.add(what)
             _LOG.warning("%s can't be written (%s): training goes on without it", what, error)
@@ -36,19 +39,29 @@ class SteadyCSVLogger(CSVLogger):
 
 
 class SteadyTensorBoardLogger(TensorBoardLogger):
-    """TensorBoardLogger that survives a full disk."""
+    """TensorBoardLogger that makes its folder again and survives a full disk."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log; see TensorBoardLogger."""
-        with tolerated("the TensorBoard log"):
+        with self._steady():
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
         """Flush; see TensorBoardLogger."""
-        with tolerated("the TensorBoard log"):
+        with self._steady():
             super().save()
 
     def finalize(self, status: str) -> None:
         """Close; see TensorBoardLogger."""
-        with tolerated("the TensorBoard log"):
+        with self._steady():
             super().finalize(status)
+
+    @contextmanager
+    def _steady(self) -> Iterator[None]:
+        with tolerated("the TensorBoard log"):
+            os.makedirs(self.log_dir, exist_ok=True)
+            try:
+                yield
+            except (OSError, ValueError):
+                self._experiment = None  # its thread has ended; the next value begins a file
+                raise
