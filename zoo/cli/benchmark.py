@@ -11,6 +11,7 @@ from zoo.errors import UserError, closest
 SUBCOMMANDS: dict[str, str] = {
     "speed": "FLOPs and interleaved latencies of TiUE and of the plain net",
     "features": "how much a UNet's features change between time steps",
+    "plan": "memory, FLOPs, data rate and days of a training run, before it",
     "reconstruction": "score tokenizers on clips under a frozen protocol",
     "compare": "merge results of one protocol into one table and report",
 }
