@@ -176,6 +176,17 @@ class Diary(Callback):
             file.write(line)
 
 
+class Stop(Callback):
+    """Ends a run early, as a signal does: schedules still aim at max_steps."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
 def train(
     family: str,
     folder: Path,
@@ -188,6 +199,7 @@ def train(
     callbacks: tuple[Callback, ...] = (),
     last: tuple[Callback, ...] = (),
     diary: bool = True,
+    stop: int | None = None,
     bad: int | None = None,
     workers: int = 0,
     **arguments: Any,
@@ -224,6 +236,7 @@ def train(
         EMA(0.9),
         *([Diary(folder / f"diary{trainer.global_rank}")] if diary else []),
         *callbacks,
+        Stop(stop),
         Checkpoints(folder / "last.ckpt", every=every),
         Peers(),
         *last,

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
 from tests.training_setups import SETUPS, GlobalNoise, train
+from zoo.lit.sharding import local
 
 
 class Gradients(Callback):
@@ -95,3 +96,55 @@ def test_ddp_equals_one_process(family: str, tmp_path: Path) -> None:
     # the clips of a step are the same, each in one process
     for whole, *parts in zip(one["keys"], first["keys"], second["keys"], strict=True):
         assert sorted(whole.split(",")) == sorted(",".join(parts).split(","))
+
+
+def divided(family: str, folder: Path, stop: int, resume: Path | None) -> tuple[int, int]:
+    """Train under fsdp2; the numbers of weights this process holds, and of all."""
+    noise = GlobalNoise(int(os.environ["RANK"]), 2)
+    with noise:
+        trainer = train(
+            family,
+            folder,
+            steps=12,
+            stop=stop,
+            callbacks=(Reseeded(noise),),
+            resume=resume,
+            devices=2,
+            strategy="fsdp2",
+        )
+    weights = list(trainer.lightning_module.parameters())
+    return sum(local(w).numel() for w in weights), sum(w.numel() for w in weights)
+
+
+def alone(family: str, folder: Path, stop: int, resume: Path | None) -> None:
+    noise = GlobalNoise(0, 1)
+    with noise:
+        train(
+            family,
+            folder,
+            steps=12,
+            stop=stop,
+            batch=4,
+            callbacks=(Reseeded(noise),),
+            resume=resume,
+        )
+
+
+@pytest.mark.parametrize("family", ["cdt", "kl_vae_video"])
+def test_ddp_sharded_equals_one_process(family: str, tmp_path: Path) -> None:
+    """FSDP2 from step 4 to 8, one process before and after: the same weights to 1e-5.
+
+    So a checkpoint goes on in another strategy and on another number of processes, both ways.
+    """
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Run(alone, family, whole, 12, None, folder=tmp_path).result()
+    Run(alone, family, parts, 4, None, folder=tmp_path).result()
+    last = parts / "last.ckpt"
+    for run in ranks(divided, family, parts, 8, last, folder=tmp_path):
+        own, all_of_them = run.result(120)
+        assert own < 0.7 * all_of_them
+    Run(alone, family, parts, 12, last, folder=tmp_path).result()
+    a, b = (torch.load(folder / "last.ckpt", weights_only=False) for folder in (whole, parts))
+    for key in ("current_model_state", "state_dict"):
+        assert largest(a[key], b[key]) < 1e-5
+    assert a["ZooDataModule"] == b["ZooDataModule"]

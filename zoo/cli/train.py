@@ -30,6 +30,7 @@ from zoo.lit.callbacks import EMA, Samples, Speed
 from zoo.lit.checkpoints import Checkpoints, WholeFiles, newest_whole, previous
 from zoo.lit.loggers import SteadyCSVLogger, SteadyTensorBoardLogger
 from zoo.lit.peers import Peers
+from zoo.lit.sharding import gathered
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
@@ -213,6 +214,7 @@ class ZooCLI(LightningCLI):
                 self._say_where_it_stopped()
                 requeue(self.trainer, self.checkpoints.signal)
             raise SystemExit(128 + self.checkpoints.signal)
+        self.model.net = gathered(self.model.net)
         if self.trainer.is_global_zero:
             finish(
                 self.model,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from zoo.data.batch import Batch
@@ -17,10 +17,14 @@ from zoo.data.transforms import to_uint8
 from zoo.data.writer import VideoWriter
 from zoo.lit.loggers import tolerated
 from zoo.lit.pictures import save_strip
+from zoo.lit.sharding import FSDP2, hold, like, local, whole_tensor
 
 
-class EMA(WeightAveraging):
+class EMA(Callback):
     """Exponential moving average of the weights: validated, exported and saved.
+
+    Every process averages what it holds of the weights, so that it works where they are divided.
+    A checkpoint has the averages as `state_dict`, the weights as `current_model_state`.
 
     Args:
         decay: of each step; early on min(decay, (1 + n) / (10 + n)), so that the average forgets
@@ -28,21 +32,93 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            n = float(count)
-            if not current.is_floating_point():
-                return current  # a counter
-            return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
-
-        super().__init__(avg_fn=average)
         self.decay = decay
+        self.count = 0
+        self._step = 0
+        self._averages: dict[str, Tensor] = {}
+        self._loaded: dict[str, Tensor] | None = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights as trained: the last checkpoint goes on from them."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the weights, or where the checkpoint was taken."""
+        now = _tensors(pl_module)
+        self._averages = {name: value.detach().clone() for name, value in now.items()}
+        for name, value in (self._loaded or {}).items():
+            self._averages[name] = like(now[name], value).clone()
+        self._loaded = None
 
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Average after every step of the optimizer."""
+        if trainer.global_step <= self._step:
+            return
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for name, value in _tensors(pl_module).items():
+            average = local(self._averages[name])
+            if self.count and value.is_floating_point():
+                average.lerp_(local(value), 1 - decay)
+            else:
+                average.copy_(local(value))
+        self.count += 1
+        self._step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the averages."""
+        self._swap(pl_module)
+        hold(pl_module, True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on from the weights."""
+        hold(pl_module, False)
+        self._swap(pl_module)
+
+    @torch.no_grad()
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the averages in the module, for the export."""
-        super().on_train_end(trainer, pl_module)
+        """Leave the averages in the module, for the export; the last checkpoint has both."""
+        for name, value in _tensors(pl_module).items():
+            local(value).copy_(local(self._averages[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last average."""
+        return {"latest_update_step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._step = state_dict["latest_update_step"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the averages; every process calls it."""
+        names = pl_module.state_dict().keys()
+        averages = {name: whole_tensor(v) for name, v in self._averages.items() if name in names}
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = averages
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.count)}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the averages; Lightning loaded them in the place of the weights."""
+        self._loaded = dict(checkpoint["state_dict"])
+        if "averaging_state" not in checkpoint:
+            return
+        self.count = int(checkpoint["averaging_state"]["n_averaged"])
+        if not isinstance(trainer.strategy, FSDP2):  # which took the weights
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    @torch.no_grad()
+    def _swap(self, module: LightningModule) -> None:
+        if not self._averages:
+            return  # validation alone
+        for name, value in _tensors(module).items():
+            weight, average = local(value), local(self._averages[name])
+            kept = average.clone()
+            average.copy_(weight)
+            weight.copy_(kept)
+
+
+def _tensors(module: LightningModule) -> dict[str, Tensor]:
+    return dict(chain(module.named_parameters(), module.named_buffers()))
 
 
 class Samples(Callback):

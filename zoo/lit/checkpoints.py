@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.errors import RunError, StepError, UserError
+from zoo.lit.sharding import local
 
 _LOG = logging.getLogger(__name__)
 
@@ -166,9 +167,10 @@ class Checkpoints(Callback):
         """Keep the weights from before a step that failed, if they are good."""
         # saving takes all processes: alone, or where all of them raise the same at this step
         together = RunError if trainer.world_size == 1 else StepError
-        weights = pl_module.parameters()
-        if isinstance(exception, together) and all(bool(w.isfinite().all()) for w in weights):
-            self._save(trainer)
+        if isinstance(exception, together):
+            good = all(bool(local(w).isfinite().all()) for w in pl_module.parameters())
+            if trainer.strategy.reduce_boolean_decision(good):
+                self._save(trainer)
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

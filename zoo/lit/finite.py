@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from zoo.errors import StepError
+from zoo.lit.sharding import whole_tensor
 
 
 def check_terms(
@@ -73,7 +74,7 @@ def check_gradient(weights: Iterable[Tensor], *, step: int, who: str) -> None:
         StepError: the gradient is not finite.
     """
     norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-    if not torch.isfinite(norm):
+    if not torch.isfinite(whole_tensor(norm)):
         raise StepError(
             f"step {step}: the gradient of {who} is not finite: lower the learning rate or use a "
             "wider precision"

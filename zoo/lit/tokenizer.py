@@ -19,6 +19,7 @@ from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.adversarial import check_stage, take_over, take_turns
 from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
+from zoo.lit.sharding import FSDP2, shard
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.blocks3d import set_gradient_checkpointing
@@ -84,6 +85,11 @@ class TokenizerModule(LightningModule):
                 elapsed = callback.time_elapsed()
                 done = max(done, elapsed / max(1e-9, elapsed + left))
         return min(1.0, done)
+
+    def configure_model(self) -> None:
+        """Divide the net over the processes, where the strategy is fsdp2."""
+        if isinstance(self.trainer.strategy, FSDP2):
+            shard(self, self.net)
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
         """The net's optimizer with warm-up and cosine decay, a discriminator's with the cosine."""
