@@ -59,30 +59,45 @@ def test_validation_is_complete_and_ordered(folder: Path) -> None:
 
 
 def test_ranks_are_disjoint_and_even() -> None:
-    orders = []
-    for epoch in (0, 1):
-        samplers = [
-            EpochSampler(23, chunk=6, shuffle=True, rank=rank, ranks=2, epoch=epoch)
-            for rank in range(2)
-        ]
+    """Passes follow one another: what an epoch leaves opens the next, so that none is lost."""
+    samplers = [EpochSampler(23, chunk=6, shuffle=True, rank=rank, ranks=2) for rank in range(2)]
+    seen: list[tuple[int, int]] = []
+    for epoch in range(23):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
         first, second = (list(sampler) for sampler in samplers)
         assert len(first) == len(second) == len(samplers[0]) == 9
-        assert {pair[0] for pair in first + second} == {epoch}
-        assert len({index for _, index in first + second}) == 18
-        orders.append([index for _, index in first])
-    assert orders[0] != orders[1]
+        seen += [pair for both in zip(first, second, strict=True) for pair in both]
+    passes = len(seen) // 23
+    assert passes == 18
+    for number in range(passes):
+        whole = seen[23 * number : 23 * (number + 1)]
+        assert sorted(whole) == [(number, i) for i in range(23)]
+    assert [i for _, i in seen[:23]] != [i for _, i in seen[23:46]]
+
+
+def test_validation_of_more_ranks_than_samples() -> None:
+    """Each clip in one rank; a rank without one repeats one, which the module doesn't count."""
     validation = [list(EpochSampler(7, rank=rank, ranks=2)) for rank in range(2)]
     assert validation == [[(0, 0), (0, 2), (0, 4), (0, 6)], [(0, 1), (0, 3), (0, 5)]]
+    assert [list(EpochSampler(2, rank=rank, ranks=3)) for rank in range(3)] == [
+        [(0, 0)],
+        [(0, 1)],
+        [(0, 0)],
+    ]
 
 
-def test_skipping_is_the_rest_of_the_order() -> None:
-    for rank in (0, 1):
-        whole = list(EpochSampler(40, chunk=8, shuffle=True, rank=rank, ranks=2, epoch=5))
-        rest = EpochSampler(40, chunk=8, shuffle=True, rank=rank, ranks=2, epoch=5, skip=16)
-        rest.set_epoch(5)
-        assert list(rest) == whole[8:]
-        rest.set_epoch(6)
-        assert len(list(rest)) == 20
+def test_position_is_the_rest_of_the_order() -> None:
+    """Also with another number of ranks than before."""
+    whole = list(EpochSampler(40, chunk=40, shuffle=True))
+    for ranks in (1, 2, 4):
+        rest = [
+            EpochSampler(40, chunk=8, shuffle=True, rank=rank, ranks=ranks, used=lambda: 16)
+            for rank in range(ranks)
+        ]
+        pairs = [pair for rank in zip(*rest, strict=True) for pair in rank]
+        assert pairs[:24] == whole[16:]
+        assert {number for number, _ in pairs[24:]} == {1}
 
 
 class Recorder(LightningModule):

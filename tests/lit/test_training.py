@@ -18,7 +18,8 @@ from zoo.data.datamodule import ZooDataModule
 from zoo.data.sources import VideoFolder
 from zoo.data.video import VideoWriter
 from zoo.errors import RunError, UserError
-from zoo.lit.callbacks import EMA, Checkpoints
+from zoo.lit.callbacks import EMA
+from zoo.lit.checkpoints import Checkpoints
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt import CDT, CDTConfig
 from zoo.nets.discriminator import PatchDiscriminator

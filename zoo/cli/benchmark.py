@@ -12,6 +12,7 @@ SUBCOMMANDS: dict[str, str] = {
     "speed": "FLOPs and interleaved latencies of TiUE and of the plain net",
     "features": "how much a UNet's features change between time steps",
     "generation": "compare text-to-image models on the same prompts and noise",
+    "plan": "memory, FLOPs, data rate and days of a training run, before it",
     "reconstruction": "score tokenizers on clips under a frozen protocol",
     "films": "score generators of films on the same prompts and seeds",
     "compare": "merge results of one protocol into one table and report",

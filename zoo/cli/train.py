@@ -12,21 +12,27 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from zoo.cli import say
 from zoo.cli.finish import finish
+from zoo.cli.slurm import requeue, was_requeued
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
 from zoo.data.sources import ImageFolder, VideoFolder
-from zoo.errors import UserError, closest
+from zoo.errors import RunError, UserError, closest
 from zoo.hub import load
 from zoo.kernels.allocator import keep_memory
-from zoo.lit.callbacks import EMA, Checkpoints, Samples, Speed
+from zoo.lit.callbacks import EMA, Samples, Speed
+from zoo.lit.checkpoints import Checkpoints, WholeFiles, newest_whole, previous
+from zoo.lit.loggers import SteadyCSVLogger, SteadyTensorBoardLogger
 from zoo.lit.module import ZooModule
+from zoo.lit.peers import Peers
+from zoo.lit.sharding import gathered
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
@@ -132,22 +138,18 @@ class ZooCLI(LightningCLI):
         config = self.config.fit
         name = Path(str(config.config[0])).stem if config.get("config") else "run"
         wanted = Path(config.out or f"runs/{name}")
+        if not config.ckpt_path and was_requeued() and (runs := checkpoints(wanted)):
+            config.ckpt_path = str(runs[0])
         if config.ckpt_path == "last":
             config.ckpt_path = str(latest_checkpoint(wanted))
         if config.ckpt_path:
             checkpoint = Path(config.ckpt_path)
-            if not checkpoint.is_file():
+            if not checkpoint.is_file() and not previous(checkpoint).is_file():
                 raise UserError(f"no checkpoint at {checkpoint}: give a file, or 'last'")
             self.out = checkpoint.parent
         else:
             self.out = free_folder(wanted)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.yaml").write_text(
-                self.parser.dump(self.config, skip_none=False).replace("fit:\n", "", 1)
-            )
-        except OSError as error:
-            raise UserError(f"can't write to {self.out} ({error}): give another --out") from error
+        self.text = self.parser.dump(self.config, skip_none=False).replace("fit:\n", "", 1)
         if config.trainer.precision is None:
             config.trainer.precision = best_precision(config.trainer.accelerator)
 
@@ -155,13 +157,16 @@ class ZooCLI(LightningCLI):
         """A trainer whose loggers and callbacks write to the run folder."""
         config = self.config_init.fit
         self.checkpoints = Checkpoints(self.out / CHECKPOINT, every=config.save_every)
+        self.files = WholeFiles()
+        given = config.trainer.plugins or []
+        given = given if isinstance(given, list) else [given]
         # text-to-image modules write their own pictures
         self.samples = Samples(self.out / "samples") if self._tokenizes() else None
         kwargs.update(
             default_root_dir=str(self.out),
             logger=[
-                TensorBoardLogger(self.out, name="", version="tensorboard"),
-                CSVLogger(self.out, name="", version="csv"),
+                SteadyTensorBoardLogger(self.out, name="", version="tensorboard"),
+                SteadyCSVLogger(self.out, name="", version="csv"),
             ],
             callbacks=[
                 *(config.trainer.callbacks or []),
@@ -169,8 +174,10 @@ class ZooCLI(LightningCLI):
                 Speed(),
                 *([] if self.samples is None else [self.samples]),
                 self.checkpoints,
-                TQDMProgressBar(refresh_rate=10),
+                Peers(),
+                *([TQDMProgressBar(refresh_rate=10)] if config.trainer.enable_progress_bar else []),
             ],
+            plugins=[*given, self.files],
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -185,6 +192,7 @@ class ZooCLI(LightningCLI):
             for line in skipped:
                 _LOG.info("init_from skips %s", line)
         self.model.take_over(self.trainer)
+        self._begin_folder()
         size = sum(p.numel() for p in self.model.net.parameters()) / 1e6
         _LOG.info(
             "%s, %.2f M parameters, %s precision, to %s",
@@ -194,12 +202,23 @@ class ZooCLI(LightningCLI):
             self.out,
         )
 
+    @rank_zero_only
+    def _begin_folder(self) -> None:
+        """Only now, when nothing is left to refuse, and in one process."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.yaml").write_text(self.text)
+        except OSError as error:
+            raise UserError(f"can't write to {self.out} ({error}): give another --out") from error
+
     def after_fit(self) -> None:
         """Export, score, and say where everything is."""
         if self.checkpoints.signal is not None:
-            say(f"stopped at step {self.trainer.global_step}; go on with --ckpt_path")
-            say(str(self.out / CHECKPOINT))
+            if self.trainer.is_global_zero:
+                self._say_where_it_stopped()
+                requeue(self.trainer, self.checkpoints.signal)
             raise SystemExit(128 + self.checkpoints.signal)
+        self.model.net = gathered(self.model.net)
         if not self.trainer.is_global_zero:
             return
         if self.samples is None:
@@ -217,6 +236,15 @@ class ZooCLI(LightningCLI):
     def _tokenizes(self) -> bool:
         return isinstance(self.model, TokenizerModule)
 
+    def _say_where_it_stopped(self) -> None:
+        if self.files.failed:
+            raise RunError(
+                f"stopped at step {self.trainer.global_step}, which was not saved "
+                f"({self.files.failed}): go on from the last good checkpoint"
+            )
+        say(f"stopped at step {self.trainer.global_step}; go on with --ckpt_path")
+        say(str(self.out / CHECKPOINT))
+
 
 def free_folder(wanted: Path) -> Path:
     """`wanted`, or the first wanted-2, wanted-3, ... without a run in it."""
@@ -227,16 +255,28 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
+def checkpoints(wanted: Path) -> list[Path]:
+    """Of the runs in `wanted`, wanted-2, ...: those that can be resumed, the newest run first.
+
+    By the numbers of the runs, not by the clock, which may have been set back.
+    """
+    number = re.compile(re.escape(wanted.name) + r"(?:-(\d+))?")
+    runs = []
+    for folder in wanted.parent.glob(f"{wanted.name}*"):
+        file = folder / CHECKPOINT
+        if (found := number.fullmatch(folder.name)) and (
+            file.is_file() or previous(file).is_file()
+        ):
+            runs.append((int(found[1] or 1), file))
+    return [file for _, file in sorted(runs, reverse=True)]
+
+
 def latest_checkpoint(wanted: Path) -> Path:
-    """The newest checkpoint of the runs in `wanted`, wanted-2, ..."""
-    found = [
-        p
-        for p in wanted.parent.glob(f"{wanted.name}*/{CHECKPOINT}")
-        if re.fullmatch(re.escape(wanted.name) + r"(-\d+)?", p.parent.name)
-    ]
+    """A whole checkpoint of the newest run in `wanted`, wanted-2, ...: its last or that before."""
+    found = checkpoints(wanted)
     if not found:
         raise UserError(f"no {CHECKPOINT} in {wanted}: start without --ckpt_path")
-    return max(found, key=lambda p: p.stat().st_mtime)
+    return newest_whole(found[0])
 
 
 def best_precision(accelerator: str) -> str:
@@ -327,15 +367,29 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     args = _with_defaults(arguments)
     named = _names_module(args)
-    ZooCLI(
-        ZooModule if named else TokenizerModule,
-        ZooDataModule,
-        subclass_mode_model=named,
-        args=args,
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_class=_Parser,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "zoo train", "fit": {"prog": "zoo train fit", "epilog": EXAMPLES}},
-    )
+    # what watches the processes that Lightning starts says in it which one has died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
+    texts = {"prog": "zoo train", "fit": {"prog": "zoo train fit", "epilog": EXAMPLES}}
+    try:
+        ZooCLI(
+            ZooModule if named else TokenizerModule,
+            ZooDataModule,
+            subclass_mode_model=named,
+            args=args,
+            seed_everything_default=0,
+            save_config_callback=None,
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            parser_kwargs=texts,
+        )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # torch raises this from a signal handler, maybe in the middle of a step: nothing is saved
+        raise RunError(
+            f"{str(error).splitlines()[0]} It may have run out of memory: lower data.num_workers "
+            "and go on with --ckpt_path last"
+        ) from error
     return 0

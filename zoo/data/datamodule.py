@@ -23,22 +23,27 @@ _LOG = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """Yields (epoch, index) pairs, disjoint between ranks.
+    """Yields (pass, index) pairs, disjoint between ranks.
 
-    The epoch travels with the index, so worker processes need no message when it changes. Being
-    a `DistributedSampler` keeps Lightning from wrapping it and makes it announce epochs.
+    In training the passes over the source follow one another without a gap: what doesn't fill the
+    last chunk of a pass opens the next, so no sample is lost and every batch is whole. A Lightning
+    epoch is as many chunks as a pass fills; where it begins is a position in that endless sequence,
+    the sampler's only state.
+
+    The pass travels with the index, so worker processes need no message when it changes. Being
+    a `DistributedSampler` keeps Lightning from wrapping it.
 
     Args:
         length: number of samples of the source.
-        chunk: samples all ranks together take at a time; with `shuffle`, what doesn't fill the
-            last chunk is left out of the epoch (other samples each time). 1 leaves out nothing.
-        shuffle: draw a new order each epoch; else count upwards, always as epoch 0.
-        seed: with the epoch it decides the order.
+        chunk: samples all ranks together take at a time (training only).
+        shuffle: draw a new order each pass and go on for ever; else count upwards, once, as pass 0.
+            A rank beyond the last sample then repeats one, so that no rank has none.
+        seed: with the pass it decides the order.
         rank: this process's number.
         ranks: number of processes.
-        epoch: the first epoch.
-        skip: samples (of all ranks together) of that epoch already used.
-        order: the order of an epoch, instead of a plain shuffle; gives at least `length` indices.
+        used: says how many samples all ranks together have taken when an epoch begins (training
+            only). None: those of whole epochs.
+        order: the order of a pass, instead of a plain shuffle; gives at least `length` indices.
     """
 
     def __init__(
@@ -50,37 +55,43 @@ class EpochSampler(DistributedSampler[Sample]):
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        epoch: int = 0,
-        skip: int = 0,
+        used: Callable[[], int] | None = None,
         order: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
     ) -> None:
         # The base class's own set-up wants a data set and a process group; neither is needed.
-        self.length = length - length % chunk if shuffle else length
-        self.total = length
+        self.length = length
+        self.epoch_length = length - length % chunk
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = ranks
-        self.epoch = epoch
-        self.skip = skip
+        self.epoch = 0
+        self.used = used
         self.order = order
 
-    def set_epoch(self, epoch: int) -> None:
-        """Move on to an epoch; Lightning calls this, also for the one resumed in its middle."""
-        if epoch != self.epoch:
-            self.epoch, self.skip = epoch, 0
-
     def __len__(self) -> int:
-        return len(range(self.rank, self.length, self.num_replicas))
+        if self.shuffle:
+            return self.epoch_length // self.num_replicas
+        return len(self._validation())
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, order = 0, np.arange(self.total)
-        if self.shuffle:
-            epoch = self.epoch
-            rng = np.random.default_rng((self.seed, epoch))
-            order = rng.permutation(self.total) if self.order is None else self.order(rng)
-        mine = order[self.skip : self.length][self.rank :: self.num_replicas]
-        return iter([(epoch, int(index)) for index in mine])
+        return iter(self._training() if self.shuffle else self._validation())
+
+    def _validation(self) -> list[tuple[int, int]]:
+        own = range(self.rank, self.length, self.num_replicas)
+        return [(0, i) for i in own or [self.rank % self.length]]
+
+    def _training(self) -> list[tuple[int, int]]:
+        start = self.epoch * self.epoch_length if self.used is None else self.used()
+        stop = start + self.epoch_length
+        pairs: list[tuple[int, int]] = []
+        for number in range(start // self.length, -(-stop // self.length)):
+            rng = np.random.default_rng((self.seed, number))
+            order = rng.permutation(self.length) if self.order is None else self.order(rng)
+            first = number * self.length
+            part = order[max(0, start - first) : min(self.length, stop - first)]
+            pairs += [(number, int(index)) for index in part]
+        return pairs[self.rank :: self.num_replicas]
 
 
 class ZooDataModule(LightningDataModule):
@@ -117,8 +128,9 @@ class ZooDataModule(LightningDataModule):
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._epoch = 0
-        self._batches = 0
+        self._used = 0  # samples, of all ranks together, when this session's training began
+        self._begun: int | None = None  # steps of earlier sessions
+        self._old: dict[str, int] = {}
 
     def prepare_data(self) -> None:
         """Fetch assets and index folders, once a machine; other ranks then find them done."""
@@ -144,6 +156,13 @@ class ZooDataModule(LightningDataModule):
                 f"an epoch of {self.train.root} has {len(self.train)} samples, too few for a batch "
                 f"of {self.batch_size} on each of {ranks} processes; lower batch_size"
             )
+        if self.trainer is not None:
+            if self._old:
+                whole = self._old["epoch"] * (length // chunk)
+                self._used = (whole + self._old["batches"]) * chunk
+                self._old = {}
+            if self._begun is None:
+                self._begun = self._steps()
         sampler = EpochSampler(
             length,
             chunk=chunk,
@@ -151,8 +170,7 @@ class ZooDataModule(LightningDataModule):
             seed=self.seed,
             rank=rank,
             ranks=ranks,
-            epoch=self._epoch,
-            skip=self._batches * chunk,
+            used=None if self.trainer is None else self._position,
             order=partial(self.train.order, chunk=chunk, ranks=ranks),
         )
         return self._loader(self.train, sampler, self.batch_size)
@@ -184,22 +202,32 @@ class ZooDataModule(LightningDataModule):
                 _LOG.warning("%d files of %s were skipped: %s", len(broken), source.root, named)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training goes on: `epoch`, and `batches` of it already done."""
-        if self.trainer is None:
-            return {"epoch": self._epoch, "batches": self._batches}
-        # Lightning's counters, not the sampler's: workers are ahead of the training step.
-        loop = self.trainer.fit_loop
-        epoch = max(0, loop.epoch_progress.current.ready - 1)
-        progress = loop.epoch_loop.batch_progress
-        if progress.is_last_batch:
-            return {"epoch": epoch + 1, "batches": 0}
-        # Checkpoints are taken before `completed` is raised and, after a crash, with `ready` ahead.
-        return {"epoch": epoch, "batches": cast(Any, progress.current).processed}
+        """Where training goes on: samples `used` by all ranks together since the beginning."""
+        return {"used": self._position()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; same batch size and number of ranks assumed."""
-        self._epoch = state_dict["epoch"]
-        self._batches = state_dict["batches"]
+        """Go on where `state_dict` was taken, with any batch size and number of ranks.
+
+        The order of a `Mixture` depends on batch size times ranks: with another product its pass
+        goes on in another order.
+        """
+        # checkpoints of version 0.1.0 count in epochs
+        self._old = {} if "used" in state_dict else state_dict
+        self._used = state_dict.get("used", 0)
+        self._begun = None  # Lightning restores its counters later
+
+    def _position(self) -> int:
+        if self._begun is None:
+            return self._used
+        return self._used + (self._steps() - self._begun) * self.batch_size * self._ranks()[1]
+
+    def _steps(self) -> int:
+        # Lightning's counter, not the sampler's: workers are ahead of the training step. The total,
+        # because the counters within an epoch jump when a run is resumed at the end of one.
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        steps: int = cast(Any, progress).processed
+        return steps
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

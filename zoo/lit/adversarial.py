@@ -12,12 +12,13 @@ from typing import cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.data.batch import Batch
 from zoo.errors import UserError
-from zoo.lit.finite import check_gradient, check_terms
+from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
 from zoo.objectives import Adversarial, Losses
 
 
@@ -28,7 +29,7 @@ def take_over(trainer: Trainer, *, what: str = "the adversarial stage") -> float
         The largest gradient norm, which the trainer is no longer asked to see to.
 
     Raises:
-        UserError: precision, accumulation or several processes don't go with two optimisers.
+        UserError: precision, accumulation or sharded weights don't go with two optimisers.
     """
     if trainer.precision == "16-mixed":
         raise UserError(f"{what} has no float16 scaler: use bf16-mixed or 32-true")
@@ -37,10 +38,14 @@ def take_over(trainer: Trainer, *, what: str = "the adversarial stage") -> float
             f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: {what} takes 1; use a "
             "larger batch"
         )
-    if trainer.world_size > 1:
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        # each player's backward pass leaves the other without gradients; not to be waited for
+        strategy._ddp_kwargs["find_unused_parameters"] = True
+    elif trainer.world_size > 1:
         raise UserError(
-            f"{trainer.world_size} processes: {what} runs on one, because two players would "
-            "wait for each other's gradients; use --trainer.devices 1"
+            f"{type(strategy).__name__}: {what} needs whole weights on every process; use "
+            "--trainer.strategy ddp"
         )
     clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
     return None if clip is None else float(clip)
@@ -87,12 +92,13 @@ def take_turns(
         clip: largest norm of each player's gradient; None doesn't clip.
 
     Returns:
-        The terms of the stage, for the log; empty before the start.
+        The terms of the stage, means over processes, for the log; empty before the start.
 
     Raises:
-        RunError: a term or a gradient is not finite.
+        StepError: a term or a gradient is not finite.
     """
     trainer = module.trainer
+    strategy = trainer.strategy
     step = trainer.global_step
     total = losses.total
     terms: dict[str, Tensor] = {}
@@ -103,21 +109,32 @@ def take_turns(
     schedules = cast(list[LRScheduler], module.lr_schedulers())
     if playing:
 
-        def check() -> None:
-            clips, judge = batch.key, stage.discriminator
-            check_terms(terms, step=step, clips=clips, net=judge, again=lambda: stage.fool(y))
+        def checked(own: dict[str, Tensor]) -> dict[str, Tensor]:
+            shared = mean_over_processes(own, strategy)
+            check_terms(
+                own,
+                shared=shared,
+                step=step,
+                clips=batch.key,
+                net=stage.discriminator,
+                again=lambda: stage.fool(y),
+            )
+            return shared
+
+        def mean(value: Tensor) -> Tensor:
+            reduced = strategy.reduce(value.clone(), reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            return reduced
 
         fooling = stage.fool(y)
-        balance = stage.balance(total, fooling, last_layer)
-        terms = {"gan": fooling.detach(), "gan_balance": balance}
-        check()
+        balance = stage.balance(total, fooling, last_layer, mean=mean)
+        terms = checked({"gan": fooling, "gan_balance": balance})
         total = total + balance * fooling
     _descend(module, optimizers[0], total, clip=clip, step=step, who="the net")
     schedules[0].step()
     if playing:
-        loss, verdicts = stage.judge(x, y)
-        terms |= verdicts
-        check()
+        loss, verdicts = stage.judge(x, y, mean=mean)
+        terms |= checked(verdicts)
         raw = trainer.optimizers[1]
         _descend(module, raw, loss, clip=clip, step=step, who="the discriminator")
         schedules[1].step()

@@ -1,29 +1,30 @@
-"""Callbacks of a training run: averaged weights, pictures, speed, a clean stop."""
+"""Callbacks of a training run: averaged weights, pictures, speed."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from zoo.data.batch import Batch
 from zoo.data.transforms import to_uint8
 from zoo.data.writer import VideoWriter
-from zoo.errors import RunError
+from zoo.lit.loggers import tolerated
 from zoo.lit.pictures import save_strip
+from zoo.lit.sharding import FSDP2, hold, like, local, whole_tensor
 
 
-class EMA(WeightAveraging):
+class EMA(Callback):
     """Exponential moving average of the weights: validated, exported and saved.
+
+    Every process averages what it holds of the weights, so that it works where they are divided.
+    A checkpoint has the averages as `state_dict`, the weights as `current_model_state`.
 
     Args:
         decay: of each step; early on min(decay, (1 + n) / (10 + n)), so that the average forgets
@@ -31,14 +32,93 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            n = float(count)
-            if not current.is_floating_point():
-                return current  # a counter
-            return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
-
-        super().__init__(avg_fn=average)
         self.decay = decay
+        self.count = 0
+        self._step = 0
+        self._averages: dict[str, Tensor] = {}
+        self._loaded: dict[str, Tensor] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the weights, or where the checkpoint was taken."""
+        now = _tensors(pl_module)
+        self._averages = {name: value.detach().clone() for name, value in now.items()}
+        for name, value in (self._loaded or {}).items():
+            self._averages[name] = like(now[name], value).clone()
+        self._loaded = None
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Average after every step of the optimizer."""
+        if trainer.global_step <= self._step:
+            return
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for name, value in _tensors(pl_module).items():
+            average = local(self._averages[name])
+            if self.count and value.is_floating_point():
+                average.lerp_(local(value), 1 - decay)
+            else:
+                average.copy_(local(value))
+        self.count += 1
+        self._step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the averages."""
+        self._swap(pl_module)
+        hold(pl_module, True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on from the weights."""
+        hold(pl_module, False)
+        self._swap(pl_module)
+
+    @torch.no_grad()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the averages in the module, for the export; the last checkpoint has both."""
+        for name, value in _tensors(pl_module).items():
+            local(value).copy_(local(self._averages[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last average."""
+        return {"latest_update_step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._step = state_dict["latest_update_step"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the averages; every process calls it."""
+        names = pl_module.state_dict().keys()
+        averages = {name: whole_tensor(v) for name, v in self._averages.items() if name in names}
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = averages
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.count)}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the averages; Lightning loaded them in the place of the weights."""
+        self._loaded = dict(checkpoint["state_dict"])
+        if "averaging_state" not in checkpoint:
+            return
+        self.count = int(checkpoint["averaging_state"]["n_averaged"])
+        if not isinstance(trainer.strategy, FSDP2):  # which took the weights
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    @torch.no_grad()
+    def _swap(self, module: LightningModule) -> None:
+        if not self._averages:
+            return  # validation alone
+        for name, value in _tensors(module).items():
+            weight, average = local(value), local(self._averages[name])
+            kept = average.clone()
+            average.copy_(weight)
+            weight.copy_(kept)
+
+
+def _tensors(module: LightningModule) -> dict[str, Tensor]:
+    return dict(chain(module.named_parameters(), module.named_buffers()))
 
 
 class Samples(Callback):
@@ -66,7 +146,10 @@ class Samples(Callback):
         """Write the pictures of the first batch."""
         if batch_idx or not trainer.is_global_zero:
             return
-        x, y = batch.pixels[: self.clips], outputs[: self.clips]
+        with tolerated("samples"):
+            self._write(trainer, batch.pixels[: self.clips], outputs[: self.clips])
+
+    def _write(self, trainer: Trainer, x: Tensor, y: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"step-{trainer.global_step:06d}"
         strip, film = stem.with_suffix(".png"), stem.with_suffix(".mp4")
@@ -112,67 +195,3 @@ class Speed(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("train/clips_per_s", self._clips / self._spent, prog_bar=True)
             self._clips, self._spent = 0, 0.0
-
-
-class Checkpoints(Callback):
-    """Saves the run's state every N steps and whenever it stops: at SIGINT, SIGTERM or a RunError.
-
-    One file, replaced only by a whole newer one. A second signal stops at once.
-
-    Args:
-        file: the checkpoint.
-        every: steps between two.
-    """
-
-    def __init__(self, file: str | Path, *, every: int) -> None:
-        self.file, self.every = Path(file), every
-        self.signal: signal.Signals | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals: in place of Lightning's own handlers, which are set before this."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            self.signal = signal.Signals(number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, stop)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save where the run can go on."""
-        if self.signal is not None:
-            trainer.should_stop = True
-        if self.signal is not None or trainer.global_step % self.every == 0:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, unless it was saved already."""
-        if self.signal is None:
-            self._save(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Keep the weights from before a step that failed, if they are good."""
-        weights = pl_module.parameters()
-        if isinstance(exception, RunError) and all(bool(w.isfinite().all()) for w in weights):
-            self._save(trainer)
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening."""
-        self._restore()
-
-    def _save(self, trainer: Trainer) -> None:
-        part = self.file.with_name(f".{self.file.name}.part")
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            os.replace(part, self.file)
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()

@@ -31,7 +31,7 @@ class ZooModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seed = 0
+        self._seed: int | None = None
 
     def progress(self) -> float:
         """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
@@ -60,12 +60,22 @@ class ZooModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Remember the run's seed."""
-        self._seed = torch.initial_seed()
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed that the noise of every step is drawn from."""
+        checkpoint["seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the noise of the run, whatever seed this process was started with."""
+        self._seed = checkpoint.get("seed", self._seed)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
         trainer = self.trainer
         part = index % trainer.accumulate_grad_batches
+        assert self._seed is not None
         drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 

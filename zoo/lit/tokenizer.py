@@ -13,14 +13,16 @@ from torch import Tensor
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.adversarial import check_stage, take_over, take_turns
-from zoo.lit.finite import check_terms
+from zoo.lit.finite import check_terms, mean_over_processes
 from zoo.lit.module import ZooModule, scheduled
+from zoo.lit.sharding import FSDP2, shard
 from zoo.metrics.latents import LatentStatistics
 from zoo.metrics.reconstruction import noisy_input_gain, psnr
 from zoo.nets.blocks3d import set_gradient_checkpointing
 from zoo.nets.cdt import CDT
 from zoo.nets.cdt_decoder import CDTDecoder
 from zoo.nets.pca import BlockPCA
+from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Tokenizer
 from zoo.objectives import Adversarial, Losses, Objective
 
@@ -64,6 +66,12 @@ class TokenizerModule(ZooModule):
         self._clip: float | None = None
         self._by_time: list[tuple[Tensor, Tensor]] = []
         self._latents = LatentStatistics()
+        self._scores = torch.zeros(3, dtype=torch.float64)  # sums of PSNR and gain, clips
+
+    def configure_model(self) -> None:
+        """Divide the net over the processes, where the strategy is fsdp2."""
+        if isinstance(self.trainer.strategy, FSDP2):
+            shard(self, self.net)
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
         """The net's optimizer with warm-up and cosine decay, a discriminator's with the cosine."""
@@ -110,9 +118,6 @@ class TokenizerModule(ZooModule):
             )
             for name, value in terms.items():
                 self.log(f"train/{name}", value)
-        for name, value in losses.terms.items():
-            self.log(f"train/{name}", value, prog_bar=True)
-        self.log("train/loss", losses.total)
         self._log_by_time(losses)
         return losses.total
 
@@ -123,7 +128,12 @@ class TokenizerModule(ZooModule):
 
         losses = run()
         step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
+        terms = losses.terms | {"loss": losses.total}
+        shared = mean_over_processes(terms, self.trainer.strategy)
+        own = {name: shared[name] for name in losses.terms}
+        check_terms(losses.terms, shared=own, step=step, clips=batch.key, net=self.net, again=run)
+        for name, value in shared.items():
+            self.log(f"train/{name}", value, prog_bar=name != "loss")
         return losses
 
     def _log_by_time(self, losses: Losses) -> None:
@@ -133,7 +143,10 @@ class TokenizerModule(ZooModule):
         self._by_time.append((losses.time.detach(), losses.by_clip))
         if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        time, value = (torch.cat(parts) for parts in zip(*self._by_time, strict=True))
+        pairs = torch.stack([torch.cat(parts) for parts in zip(*self._by_time, strict=True)])
+        gathered = self.all_gather(pairs)
+        assert isinstance(gathered, Tensor)
+        time, value = gathered.view(-1, *pairs.shape).unbind(1)
         self._by_time.clear()
         bins = torch.where(time == 1, TIME_BINS, (time * TIME_BINS).long())
         names = [f"{i / TIME_BINS:.2f}-{(i + 1) / TIME_BINS:.2f}" for i in range(TIME_BINS)]
@@ -142,8 +155,9 @@ class TokenizerModule(ZooModule):
                 self.log(f"loss_at_t/{name}", value[chosen].mean())
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the latents of the last validation."""
+        """Forget the last validation."""
         self._latents = LatentStatistics()
+        self._scores = torch.zeros(3, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """PSNR of one-step reconstructions; for a CDT also what the true x_t is worth to it."""
@@ -152,20 +166,37 @@ class TokenizerModule(ZooModule):
         posterior = self.net.encode(x)
         size = (x.shape[2], x.shape[3], x.shape[4])
         y = self.net.decode(posterior.mean, size=size, generator=generator)
-        self.log("val/psnr", psnr(y, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
+        # with fewer clips than processes some repeat a clip that another one counts
+        source = self.trainer.datamodule.val  # type: ignore[attr-defined]
+        count = len(x) if self.trainer.global_rank < len(source) else 0
+        self._scores[0] += psnr(y, x)[:count].sum().double().cpu()
+        self._scores[2] += count
         if posterior.logvar is not None:
-            self._latents.update(posterior)
+            self._latents.update(Posterior(posterior.mean[:count], posterior.logvar[:count]))
         if isinstance(self.net, CDT):
-            gain = noisy_input_gain(self.net, x, generator=generator).mean()
-            self.log("val/xt_gain", gain, prog_bar=True, batch_size=len(x), sync_dist=True)
+            gain = noisy_input_gain(self.net, x, generator=generator)
+            self._scores[1] += gain[:count].sum().double().cpu()
         return y
 
     def on_validation_epoch_end(self) -> None:
-        """Active units and mutual information: both go to 0 where the posterior collapses."""
-        if self._latents.count:
-            active = float(self._latents.active_units())
-            self.log("val/active_units", active, sync_dist=True)
-            self.log("val/mutual_information", self._latents.mutual_information(), sync_dist=True)
+        """Means over the clips of all processes, active units and mutual information.
+
+        The last two go to 0 where the posterior collapses.
+        """
+
+        def total(value: Tensor) -> Tensor:
+            reduced = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            return reduced
+
+        decibels, gain, count = total(self._scores).tolist()
+        self.log("val/psnr", decibels / count, prog_bar=True)
+        if isinstance(self.net, CDT):
+            self.log("val/xt_gain", gain / count, prog_bar=True)
+        if self._latents.begun:
+            self._latents.sum_over(total)
+            self.log("val/active_units", float(self._latents.active_units()))
+            self.log("val/mutual_information", self._latents.mutual_information())
 
     @torch.no_grad()
     def measure_latents(self, *, clips: int = 64) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ class LatentStatistics:
             ("logvar", logvar.sum(0)),
         ):
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+
+    @property
+    def begun(self) -> bool:
+        """Whether `update` was called, if with no code."""
+        return bool(self._sums)
+
+    def sum_over(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add up the moments of several processes; `total` sums a tensor over them."""
+        count = torch.tensor(self.count, device=self._sums["mean"].device)
+        self.count = int(total(count))
+        self._sums = {name: total(value) for name, value in self._sums.items()}
 
     def active_units(self) -> int:
         """Channels whose posterior mean makes up more than 1 % of the variance of their codes.

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+Mean = Callable[[Tensor], Tensor]
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
 
 
 class Adversarial(nn.Module):
@@ -72,14 +77,17 @@ class Adversarial(nn.Module):
         loss: Tensor = -self.discriminator(y).float().mean()
         return loss
 
-    def balance(self, other: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    def balance(
+        self, other: Tensor, adversarial: Tensor, last_layer: Tensor, *, mean: Mean = _alone
+    ) -> Tensor:
         """The factor that makes both losses pull equally on the last layer, times the weight.
 
         min(max_balance, |grad other| / |grad adversarial|) (arXiv 2012.09841, equation 7), grown
-        from 0 over the discriminator's first steps. A scalar without gradient.
+        from 0 over the discriminator's first steps. A scalar without gradient. `mean` averages a
+        tensor over the processes that share a batch.
         """
         norms = [
-            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+            mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()).norm()
             for loss in (other, adversarial)
         ]
         ratio = (norms[0] / (norms[1] + 1e-6)).clamp(max=self.max_balance)
@@ -87,12 +95,15 @@ class Adversarial(nn.Module):
         scale: Tensor = self.weight * grown * ratio
         return scale.to(ratio).detach()
 
-    def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def judge(
+        self, x: Tensor, y: Tensor, *, mean: Mean = _alone
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on originals and reconstructions, both [B,3,T,H,W].
 
         Hinge (arXiv 1705.02894): 1/2 E max(0, 1 - D(x)) + 1/2 E max(0, 1 + D(y)), and LeCam (arXiv
         2104.03310): E max(0, D(x) - mean D(y))^2 + E max(0, mean D(x) - D(y))^2 with running means,
-        which keeps the verdicts from drifting apart on little data.
+        which keeps the verdicts from drifting apart on little data. `mean` averages a tensor over
+        the processes that share a batch.
 
         Returns:
             The weighted sum, a scalar with gradient, and its terms, detached.
@@ -107,7 +118,7 @@ class Adversarial(nn.Module):
         }
         total = hinge
         if self.lecam:
-            self._anchor(terms["disc_real"], terms["disc_fake"])
+            self._anchor(mean(terms["disc_real"]), mean(terms["disc_fake"]))
             apart = (
                 F.relu(real - self.fake_mean).square().mean()
                 + F.relu(self.real_mean - fake).square().mean()

@@ -1,0 +1,246 @@
+"""Small trainings of every family that exists, for the tests of processes, resuming and faults.
+
+A new family joins with one entry of SETUPS; every test of `tests/lit/test_processes.py` and
+`test_resume.py` then runs on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.overrides import TorchFunctionMode
+
+from zoo.data.batch import Sample
+from zoo.data.datamodule import ZooDataModule
+from zoo.data.source import Source
+from zoo.lit.callbacks import EMA
+from zoo.lit.checkpoints import Checkpoints, WholeFiles
+from zoo.lit.peers import Peers
+from zoo.lit.tokenizer import TokenizerModule
+from zoo.nets.cdt import CDT, CDTConfig
+from zoo.nets.cdt_decoder import CDTDecoder, decoder_config
+from zoo.nets.discriminator import PatchDiscriminator
+from zoo.nets.kl_vae import KLVAE, KLVAEConfig
+from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
+from zoo.objectives import KL, Adversarial, DenoisingObjective, ReconstructionObjective
+
+warnings.filterwarnings("ignore", module="lightning")
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+class Waves(Source):
+    """Clips made of (pass, index) alone, without files."""
+
+    suffixes = ()
+
+    def __init__(self, count: int, *, frames: int = 5, size: int = 16, bad: int | None = None):
+        super().__init__("waves", size=size)
+        self.count, self.frames, self.bad = count, frames, bad
+        self._usable = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        number, index = item if isinstance(item, tuple) else (0, item)
+        rng = np.random.default_rng((number, index))
+        coarse = torch.from_numpy(rng.uniform(-1, 1, (3, self.frames, 4, 4)).astype(np.float32))
+        scale = self.size // 4
+        pixels = coarse.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        if index == self.bad:
+            pixels = pixels * torch.nan
+        return Sample(pixels, "", f"{number}/{index}")
+
+    def _probe(self, path: Path) -> dict[str, Any]:
+        raise NotImplementedError
+
+    _locate = _read = _probe  # type: ignore[assignment]
+
+
+NARROW: dict[str, Any] = {
+    "latent_channels": 4,
+    "context_dim": 8,
+    "context_mults": (1, 1),
+    "context_channels": 8,
+    "space_down": (1, 0),
+    "time_down": (1, 1),
+    "padding": "zeros",
+    "block": "light",
+    "patch": 4,
+    "top_blocks": 1,
+}
+UNET: dict[str, Any] = {"unet_dim": 8, "unet_mults": (1, 1, 1), "condition_times": 2}
+
+
+def cdt(**changes: Any) -> CDT:
+    """A narrow CDT."""
+    return CDT(CDTConfig(**NARROW, **UNET, **changes))
+
+
+def vae() -> KLVAEVideo:
+    """A narrow video KL-VAE."""
+    return KLVAEVideo(KLVAEVideoConfig(**NARROW))
+
+
+def _module(net: Any, objective: Any, **named: Any) -> TokenizerModule:
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    return TokenizerModule(
+        net=net, objective=objective, optimizer=optimizer, warmup_steps=2, **named
+    )
+
+
+def _reconstruction() -> ReconstructionObjective:
+    return ReconstructionObjective(regularizer=KL(weight=1e-4), lpips_weight=0)
+
+
+def _image() -> TokenizerModule:
+    config = KLVAEConfig(block_channels=(8, 16), layers=1, norm_groups=4, attention=False)
+    return _module(KLVAE(config), _reconstruction())
+
+
+def _decoder() -> TokenizerModule:
+    config = decoder_config(vae(), unet_dim=8, context_dim=8, context_channels=8)
+    return _module(CDTDecoder(config), DenoisingObjective(kl_weight=0.0, lpips_weight=0))
+
+
+def _adversarial() -> TokenizerModule:
+    stage = Adversarial(
+        discriminator=PatchDiscriminator(dim=8, layers=1, time=True),
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        start=3,
+        warmup=3,
+    )
+    return _module(vae(), _reconstruction(), adversarial=stage)
+
+
+SETUPS: dict[str, Callable[[], LightningModule]] = {
+    "cdt": lambda: _module(cdt(), DenoisingObjective(lpips_weight=0)),
+    "cdt_decoder": _decoder,
+    "kl_vae": _image,
+    "kl_vae_video": lambda: _module(vae(), _reconstruction()),
+    "adversarial": _adversarial,
+}
+FRAMES = {"kl_vae": 1}
+
+
+class GlobalNoise(TorchFunctionMode):
+    """Noise of the whole batch, of which a process gets the rows of its clips.
+
+    So two processes draw what one does: what then differs is not the noise.
+    """
+
+    DRAWS = (torch.rand, torch.randn, torch.randint, torch.randn_like, torch.rand_like)
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        super().__init__()
+        self.rank, self.ranks = rank, ranks
+        self.generator = torch.Generator()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self.DRAWS or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        drawn: torch.Tensor
+        kind = func
+        if func in (torch.randn_like, torch.rand_like):
+            kind = torch.randn if func is torch.randn_like else torch.rand
+            args, kwargs = (args[0].shape,), {"dtype": args[0].dtype}
+        place = 1 if func is torch.randint else 0
+        sizes = args[place:]
+        shape = list(sizes[0] if isinstance(sizes[0], tuple | list | torch.Size) else sizes)
+        shape[0] *= self.ranks
+        drawn = kind(*args[:place], shape, **(kwargs | {"generator": self.generator}))
+        return drawn[self.rank :: self.ranks].contiguous()
+
+
+class Diary(Callback):
+    """Appends `step loss` in hexadecimal digits and the keys of the batch after every step."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        loss = float(trainer.callback_metrics["train/loss"]).hex()
+        line = f"{trainer.global_step} {loss} {','.join(batch.key)}\n"
+        with self.file.open("a") as file:
+            file.write(line)
+
+
+class Stop(Callback):
+    """Ends a run early, as a signal does: schedules still aim at max_steps."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
+def train(
+    family: str,
+    folder: Path,
+    *,
+    steps: int,
+    count: int = 22,
+    batch: int = 2,
+    every: int = 1,
+    resume: Path | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    last: tuple[Callback, ...] = (),
+    diary: bool = True,
+    stop: int | None = None,
+    bad: int | None = None,
+    workers: int = 0,
+    **arguments: Any,
+) -> Trainer:
+    """Train a family of SETUPS; `folder` gets last.ckpt and a diary for each rank.
+
+    `callbacks` act before a step is saved, those in `last` after it.
+    """
+    seed_everything(0)
+    module = SETUPS[family]()
+    frames = FRAMES.get(family, 5)
+    data = ZooDataModule(
+        Waves(count, frames=frames, bad=bad),
+        val=Waves(3, frames=frames),
+        batch_size=batch,
+        num_workers=workers,
+    )
+    values: dict[str, Any] = {
+        "max_steps": steps,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 7,
+        "check_val_every_n_epoch": None,
+        "gradient_clip_val": 0.5,
+        "plugins": [WholeFiles()],
+    }
+    trainer = Trainer(**(values | arguments))
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.callbacks += [  # type: ignore[attr-defined]
+        EMA(0.9),
+        *([Diary(folder / f"diary{trainer.global_rank}")] if diary else []),
+        *callbacks,
+        Stop(stop),
+        Checkpoints(folder / "last.ckpt", every=every),
+        Peers(),
+        *last,
+    ]
+    module.take_over(trainer)  # type: ignore[operator]
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    return trainer
