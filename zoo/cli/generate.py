@@ -23,7 +23,7 @@ from zoo.errors import RunError, UserError
 EXAMPLES = """examples:
   zoo generate "red apple, 3d" --model dir:runs/tiue/export -o apple.png
   zoo generate "a cat" "a dog" --model hf:senmaonk/loopfree-sd1.5 --number 4 --seed 7 -o pets.png
-  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 -o out/grid.png
+  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 --guidance 5 -o g.png
 
 The grid gets the name given (a row a prompt); each picture stands beside it, with its number and
 seed in its name. The same seed gives the same picture, whatever the batch.

@@ -19,6 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.cli import say
 from zoo.cli.finish import finish
+from zoo.data.caption_source import Captions
+from zoo.data.captioned import CaptionedPictures
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
 from zoo.data.sources import ImageFolder, VideoFolder
@@ -31,6 +33,10 @@ from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
+from zoo.objectives.clip_term import ClipTerm
+from zoo.objectives.consistency import ConsistencyObjective
+from zoo.objectives.diffusion import DiffusionObjective
+from zoo.objectives.distillation import DistillationObjective
 from zoo.paths import data_folder
 from zoo.registry import presets
 
@@ -42,6 +48,7 @@ EXAMPLES = """examples:
   zoo train fit --config configs/cdt/tiny.yaml --out runs/mine
   zoo train fit --config configs/cdt/tiny.yaml --ckpt_path last
   zoo train fit --config configs/cdt/tiny.yaml --init_from dir:runs/mine/export
+  zoo train fit --config configs/tiue/tiue_tiny.yaml --model.init_args.teacher dir:TEACHER
 """
 
 
@@ -64,7 +71,8 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
-        builders += [VideoFolder, ImageFolder, Mixture]
+        builders += [VideoFolder, ImageFolder, Mixture, CaptionedPictures, Captions]
+        builders += [DiffusionObjective, DistillationObjective, ConsistencyObjective, ClipTerm]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
