@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import warnings
@@ -305,15 +306,15 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
 
 def _names_module(args: Sequence[str]) -> bool:
     """Whether a config says what kind of training it is (model.class_path); else a tokenizer's."""
-    for place, value in enumerate(args):
-        if place and args[place - 1] in ("--config", "-c"):
-            try:
-                read = yaml.safe_load(Path(value).read_text())
-            except (OSError, ValueError, yaml.YAMLError):
-                continue  # jsonargparse says what is wrong with it
-            model = read.get("model") if isinstance(read, dict) else None
-            if isinstance(model, dict) and "class_path" in model:
-                return True
+    follows = [b for a, b in itertools.pairwise(args) if a in ("--config", "-c")]
+    for path in [*follows, *(a.partition("=")[2] for a in args if a.startswith("--config="))]:
+        try:
+            read = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # jsonargparse says what is wrong with it
+        model = read.get("model") if isinstance(read, dict) else None
+        if isinstance(model, dict) and "class_path" in model:
+            return True
     return False
 
 
