@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -25,14 +25,6 @@ from zoo.objectives.losses import Losses
 from zoo.objectives.score import ScoreNet
 from zoo.open_pipeline import open_pipeline
 from zoo.pipelines import TiUEPipeline
-
-
-class _Made(NamedTuple):
-    """States of some captions [B,L,D], noise [B,c,h,w], and what the student made of them."""
-
-    text: Tensor
-    z: Tensor
-    sample: TiUESample
 
 
 class DistillationModule(PromptedModule):
@@ -157,11 +149,12 @@ class DistillationModule(PromptedModule):
         missing = self.score_warmup - int(self.score_steps)
         if self.trainer.global_step or missing <= 0:
             return
-        samples = list(data.train.spread(missing * data.batch_size))
+        samples = list(data.train.spread(self.score_warmup * data.batch_size))
         with self.trainer.precision_plugin.forward_context():
             for number in range(missing):
-                prompts = [sample.prompt for sample in samples[number::missing]]
-                self._step_score([self._make(prompts, gradient=False)])
+                chosen = samples[number :: self.score_warmup]
+                made = [self._sample([s.prompt for s in chosen], gradient=False)]
+                self._step_score(made, [[s.prompt for s in chosen]])
 
     def training_step(self, batch: Batch, index: int) -> None:
         """The student's turn, then the score net's on the samples just made."""
@@ -172,8 +165,8 @@ class DistillationModule(PromptedModule):
         optimizers[0].zero_grad()
         made, totals = [], []
         for prompts in parts:
-            losses, part = self._student_losses(prompts, batch)
-            made.append(part)
+            losses, sample = self._student_losses(prompts, batch)
+            made.append(sample)
             share = len(prompts) / len(batch.prompt)
             self.manual_backward(losses.total * share)
             totals.append({k: v.detach() * share for k, v in losses.terms.items()})
@@ -182,68 +175,77 @@ class DistillationModule(PromptedModule):
         for name in totals[0]:
             self.log(f"train/{name}", sum(t[name] for t in totals), prog_bar=True)
         for _ in range(self.score_updates):
-            self.log("train/score", self._step_score(made), prog_bar=True)
+            self.log("train/score", self._step_score(made, parts), prog_bar=True)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """The sheet of the averaged student."""
         if index == 0 and self.trainer.is_global_zero:
             self.save_sheet()
 
-    def _make(self, prompts: list[str], *, gradient: bool) -> _Made:
-        """Noise, and what the student makes of it."""
+    def _sample(self, prompts: list[str], *, gradient: bool) -> tuple[Tensor, TiUESample]:
+        """The noise and what the student makes of it."""
         config: Any = self.net.config
         side = config.sample_size
         size = side if isinstance(side, list | tuple) else (side, side)
         z = torch.randn(len(prompts), config.in_channels, *size, device=self.device)
-        text = self.text_of(prompts)
         with torch.set_grad_enabled(gradient):
-            sample = tiue_sample(self.net, z, text, self.plan, anchors=self.anchors)
-        return _Made(text, z, sample)
+            return z, tiue_sample(
+                self.net, z, self.text_of(prompts), self.plan, anchors=self.anchors
+            )
 
-    def _student_losses(self, prompts: list[str], batch: Batch) -> tuple[Losses, _Made]:
-        def run() -> tuple[Losses, _Made]:
-            made = self._make(prompts, gradient=True)
+    def _student_losses(
+        self, prompts: list[str], batch: Batch
+    ) -> tuple[Losses, tuple[Tensor, TiUESample]]:
+        def run() -> tuple[Losses, tuple[Tensor, TiUESample]]:
+            z, sample = self._sample(prompts, gradient=True)
             losses = self.objective.student(
-                made.sample.sample,
-                made.text,
+                sample.sample,
+                self.text_of(prompts),
                 self.text_of([""]),
                 score=self.score,
                 plan=self.plan,
                 alpha_bars=self.alpha_bars,
-                z=made.z,
-                predictions=made.sample.predictions,
+                z=z,
+                predictions=sample.predictions,
             )
             clip = self.objective.clip
             if clip is not None:
-                term = clip(self.pipeline.of.decode_latents(made.sample.sample), prompts)
-                losses = Losses(losses.total + clip.weight * term, losses.terms | {"clip": term})
-            return losses, made
+                term = clip(self.pipeline.of.decode_latents(sample.sample), prompts)
+                losses = Losses(
+                    losses.total + clip.weight * term, losses.terms | {"clip": term}, output=z
+                )
+            return losses, (z, sample)
 
         losses, made = run()
-        step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
-        detached = TiUESample(*(x.detach() for x in made.sample))
-        return losses, made._replace(sample=detached)
+        check_terms(
+            losses.terms,
+            step=self.trainer.global_step,
+            clips=batch.key,
+            net=self.net,
+            again=run,
+        )
+        z, sample = made
+        # the graph isn't needed any more, and would stay in memory with the other parts'
+        return losses, (z, TiUESample(*(x.detach() for x in sample)))
 
-    def _step_score(self, made: list[_Made]) -> Tensor:
+    def _step_score(self, made: list[tuple[Tensor, TiUESample]], parts: list[list[str]]) -> Tensor:
         """One update of the score net on the student's samples; the loss."""
         # torch's own optimiser: Lightning's would count the step
         optimizer = self.trainer.optimizers[1]
         optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        count = sum(len(part.z) for part in made)
-        for part in made:
+        count = sum(map(len, parts))
+        for (_, sample), prompts in zip(made, parts, strict=True):
             loss = self.objective.score(
-                part.sample.sample,
-                part.text,
+                sample.sample,
+                self.text_of(prompts),
                 self.text_of([""]),
                 score=self.score,
                 plan=self.plan,
                 alpha_bars=self.alpha_bars,
             )
-            share = len(part.z) / count
-            self.manual_backward(loss * share)
-            total += loss.detach() * share
+            self.manual_backward(loss * (len(prompts) / count))
+            total += loss.detach() * (len(prompts) / count)
         self._descend(optimizer, self.score.parameters(), "the score net")
         self.score_steps += 1
         return total
