@@ -108,7 +108,7 @@ def test_a_student_moves_to_its_teacher_and_stays() -> None:
     mean = torch.zeros((), requires_grad=True)
     torch.manual_seed(0)
     for _ in range(60):
-        score = Gaussian("v_prediction", alpha_bars, float(mean), 2.0, std=0.5)
+        score = Gaussian("v_prediction", alpha_bars, mean.item(), 2.0, std=0.5)
         x0 = mean + 0.5 * torch.randn(8, 1, 4, 4)
         (gradient,) = torch.autograd.grad(losses(objective, x0, score, plan(1)).total, mean)
         mean = (mean - gradient).detach().requires_grad_(True)
@@ -195,7 +195,7 @@ def test_kl_has_a_gradient_where_noise_is_predicted_and_none_where_it_is_given()
 
 
 def test_kl_weight_pulls_noise_predictions_to_a_standard_normal() -> None:
-    """The paper's lambda_kl where it matters: a noise-predicting student, the score term at rest."""
+    """The paper's lambda_kl where it matters: a noise-predicting student, nothing else asked."""
     results = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
