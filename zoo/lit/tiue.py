@@ -26,7 +26,7 @@ from zoo.nets.tiue.unet import TiUEUNet
 from zoo.objectives.distillation import DistillationObjective, check_widths
 from zoo.objectives.divergence import Divergence
 from zoo.objectives.losses import Losses
-from zoo.objectives.score import ScoreNet
+from zoo.objectives.score import LoRA, ScoreNet
 from zoo.open_pipeline import open_pipeline
 from zoo.pipelines import TiUEPipeline
 
@@ -173,13 +173,20 @@ class DistillationModule(PromptedModule):
             )
         teacher = self._teacher.of
         teacher.set_progress_bar_config(disable=True)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("samples of the teacher")
-            self.divergence.samples.prepare(
-                teacher,
-                prompts,
-                report=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        adapted = isinstance(self.score, LoRA)
+        if adapted:
+            teacher.unet.disable_adapters()
+        try:
+            with Progress(console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("samples of the teacher")
+                self.divergence.samples.prepare(
+                    teacher,
+                    prompts,
+                    report=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        finally:
+            if adapted:
+                teacher.unet.enable_adapters()
 
     def on_train_start(self) -> None:
         """The score net's lead over the student; a resumed run has had it."""
