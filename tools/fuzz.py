@@ -133,7 +133,8 @@ def run_round(number: int, seed: int, seeds: Path, scratch: Path) -> dict[str, A
 
 def in_child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool) -> dict[str, Any]:
     """Run the target in a fork of this process, held to time and memory."""
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # what is resident now, as a child begins with it; ru_maxrss would be the highest there was
+    mine = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
