@@ -80,7 +80,7 @@ def measure(data: str, *, clips: int, repetitions: int, out: Path) -> int:
         }
     table = Table("one worker", "clips/s", "x the plain loop", "MB before, after")
     for name, timing in timings.items():
-        ratio = sorted(rows[name]["ratio_to_plain"])[repetitions // 2]  # type: ignore[index,call-overload]
+        ratio = sorted(rows[name]["ratio_to_plain"])[repetitions // 2]  # type: ignore[call-overload]
         memory = f"{timing.before_mb:.0f}, {timing.after_mb:.0f}"
         table.add_row(name, f"{timing.median:.1f}", f"{ratio:.2f}", memory)
     Console().print(table)
