@@ -17,10 +17,10 @@ from zoo.cli.benchmarks.files import machine, write_text
 from zoo.errors import UserError
 
 MADE_UP = "made-up"
-FRAMES, SIZE = 17, 128
+FRAMES = 17
 
 
-def measure(data: str, *, clips: int, repetitions: int, out: Path) -> int:
+def measure(data: str, *, size: int, clips: int, repetitions: int, out: Path) -> int:
     """Compare loaders on the films of a folder, or on one that is made up, in one process.
 
     Raises:
@@ -32,8 +32,8 @@ def measure(data: str, *, clips: int, repetitions: int, out: Path) -> int:
     from zoo.data.sources import VideoFolder
     from zoo.metrics import loader_speed
 
-    if clips < 1:
-        raise UserError(f"--clips {clips}: give at least 1")
+    if clips < 1 or size < 1:
+        raise UserError(f"--clips {clips} and --loader-size {size}: give at least 1")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="zoo-loader-") as scratch:
         folder = Path(data).expanduser()
@@ -41,20 +41,20 @@ def measure(data: str, *, clips: int, repetitions: int, out: Path) -> int:
             folder = Path(scratch) / "films"
             folder.mkdir()
             loader_speed.make_long_film(folder / "long.mp4")
-        wanted: dict[str, Any] = {"frames": FRAMES, "size": SIZE, "max_broken": 1.0}
+        wanted: dict[str, Any] = {"frames": FRAMES, "size": size, "max_broken": 1.0}
         films = VideoFolder(str(folder), cache_gb=0, **wanted)
         films.prepare()
         shard_folder(folder, Path(scratch) / "shards", ShardSettings())
         shards = ShardSource(str(Path(scratch) / "shards"), decoder="pyav", **wanted)
         paths = [file.path for file in films.usable]
         loads = {
-            "plain PyAV loop": loader_speed.plain_pyav(paths, frames=FRAMES, size=SIZE),
+            "plain PyAV loop": loader_speed.plain_pyav(paths, frames=FRAMES, size=size),
             "VideoFolder, no cache": loader_speed.of_source(films),
             "ShardSource": loader_speed.of_source(shards),
         }
         if not (why := why_not_torchcodec()):
             loads["plain torchcodec loop"] = loader_speed.plain_torchcodec(
-                paths, frames=FRAMES, size=SIZE
+                paths, frames=FRAMES, size=size
             )
             fast = ShardSource(str(Path(scratch) / "shards"), decoder="torchcodec", **wanted)
             loads["ShardSource, torchcodec"] = loader_speed.of_source(fast)
@@ -90,7 +90,7 @@ def measure(data: str, *, clips: int, repetitions: int, out: Path) -> int:
         "schema": 1,
         "data": data,
         "frames": FRAMES,
-        "size": SIZE,
+        "size": size,
         "clips": clips,
         "machine": machine("cpu"),
         "loaders": rows,
