@@ -133,7 +133,6 @@ def run_round(number: int, seed: int, seeds: Path, scratch: Path) -> dict[str, A
 
 def in_child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool) -> dict[str, Any]:
     """Run the target in a fork of this process, held to time and memory."""
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -152,8 +151,7 @@ def in_child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool) -> d
             break
         said += part
     os.close(reader)
-    _, status, usage = os.wait4(child, 0)
-    grown = usage.ru_maxrss * 1024 - mine
+    _, status = os.waitpid(child, 0)
     if hung:
         return {"ended": "hang", "finding": f"no end within {SECONDS:g} s"}
     if os.WIFSIGNALED(status):
@@ -161,8 +159,6 @@ def in_child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool) -> d
     if not said:
         return {"ended": "crash", "finding": f"exit status {os.WEXITSTATUS(status)}"}
     result: dict[str, Any] = json.loads(said)
-    if grown > GROWTH and result["finding"] is None:
-        result["finding"] = f"{grown / 2**20:.0f} MiB more than before"
     return result
 
 
@@ -173,6 +169,7 @@ def _child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool, writer
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     result: dict[str, Any]
+    begin = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     try:
         finding = target.read(case, chosen, unchanged)
         result = {"ended": "read", "finding": finding}
@@ -182,6 +179,9 @@ def _child(target: FuzzTarget, case: Path, chosen: Path, unchanged: bool, writer
         result = {"ended": "refused", "finding": wrong and f"{wrong}: {text[:300]}"}
     except BaseException:  # noqa: BLE001  (any other is what is looked for)
         result = {"ended": "exception", "finding": traceback.format_exc()[-1500:]}
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - begin
+    if grown > GROWTH and result["finding"] is None:
+        result["finding"] = f"{grown / 2**20:.0f} MiB more than before"
     os.write(writer, json.dumps(result).encode())
     os._exit(0)
 

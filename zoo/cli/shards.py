@@ -128,4 +128,4 @@ def _more(count: int) -> None:
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)

@@ -1,6 +1,6 @@
 """A clip out of a film that is in memory, by PyAV or, where it can be imported, torchcodec.
 
-Both give the same frames at the same size; their scalers differ by some levels of 255.
+Both give the same frames at the same size; their scalers differ by 1 to 3 levels of 255.
 """
 
 from __future__ import annotations

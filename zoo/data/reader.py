@@ -135,6 +135,7 @@ class FrameReader(Iterator[Frame]):
         self._lead = lead or rate is not None
         self._seek = seek
         self._threads = threads
+        self._skimming = False
         self._scaler = VideoReformatter()
         self._latest: tuple[VideoFrame, NDArray[np.uint8]] | None = None
         self._container, self._stream = open_video(self.path, threads=threads)
@@ -200,6 +201,7 @@ class FrameReader(Iterator[Frame]):
         self._container.close()
         self._container, self._stream = open_video(self.path, threads=self._threads)
         self.broken, self.odd, self.truncated = 0, False, False
+        self._skimming = False
 
     def _decode(self, *, seek_to: float | None) -> Iterator[tuple[VideoFrame, float]]:
         base = self._stream.time_base or Fraction(1, 90000)
@@ -245,6 +247,7 @@ class FrameReader(Iterator[Frame]):
                         continue
                     if packet.is_corrupt and packet.size:  # the file ends in the middle of it
                         self.truncated = self.truncated or self._ends_within(packet)
+                    self._skim(packet)
                     try:  # decoding may fail for this packet and work for the next one
                         frames = packet.decode()
                     except av.FFmpegError:
@@ -262,6 +265,22 @@ class FrameReader(Iterator[Frame]):
                 self.broken += failures == 0
                 failures += 1
         self.truncated = self.truncated or self._ended_early(reached)
+
+    def _skim(self, packet: Packet[Stream]) -> None:
+        """Leave out what nothing else is decoded from, up to shortly before `start`.
+
+        The frames from `start` on stay the same bit for bit.
+        """
+        # with `lead`, the frame before `start` is wanted, however long before it begins
+        if self._start <= 0 or self._lead or self._threads:
+            return
+        early = False
+        if packet.pts is not None and self.origin is not None:
+            time = float((packet.pts - self.origin) * packet.time_base)
+            early = time < self._start - 4 * self.gap - TIME_SLACK
+        if early != self._skimming:
+            self._stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+            self._skimming = early
 
     def _ends_within(self, packet: Packet[Stream]) -> bool:
         return packet.pos is not None and packet.pos + packet.size >= self._container.size

@@ -318,8 +318,8 @@ def write_shard(out: Path, source: Path, number: int, units: Sequence[Unit]) -> 
     text = index.to_json()
     digest = hashlib.sha256(text.encode()).hexdigest()
     os.replace(part, tar)
-    hashes, (copied, encoded) = (index.sha256, digest), counts
-    made = Made(tar.name, len(samples), index.size, *hashes, copied, encoded, broken)
+    hashes, (kept, anew) = (index.sha256, digest), counts
+    made = Made(tar.name, len(samples), index.size, *hashes, kept, anew, broken)
     write_text(notes, json.dumps(asdict(made)) + "\n")
     write_text(beside, text)
     return made

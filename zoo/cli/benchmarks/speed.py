@@ -1,4 +1,4 @@
-"""`zoo benchmark speed`: what TiUE costs beside plain steps; what tokenizers cost."""
+"""`zoo benchmark speed`: TiUE beside plain steps; tokenizers; loaders beside plain loops."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from zoo.cli import Parser, say
+from zoo.cli.benchmarks import loader
 from zoo.cli.benchmarks.files import machine, write_text
 from zoo.cli.device import checked_device
 from zoo.errors import UserError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   zoo benchmark speed --models tiue_sd15 --plain-steps 1 4
+  zoo benchmark speed --loader FILMS --clips 64
   zoo benchmark speed --models tiue_sd15 dir:runs/tiue --plain-steps 1 4 25 --batch 1 8 32 --compile
 
   zoo benchmark speed --models cdt_small cdt_base --size 17x128x128
@@ -46,10 +48,13 @@ def main(arguments: Sequence[str]) -> int:
     gpu = torch.cuda.is_available()
     parser = Parser(
         prog="zoo benchmark speed",
-        description="FLOPs and latencies of TiUE and of plain sampling; of tokenizers, and memory.",
+        description="FLOPs and latencies of TiUE and of plain sampling; of tokenizers and loaders, and memory.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("--models", nargs="+", required=True, help="presets, NAMES or dir:PATH")
+    parser.add_argument("--models", nargs="+", help="presets, NAMES or dir:PATH")
+    parser.add_argument("--loader", metavar="DATA", help="a folder of films, or made-up: 10 min")
+    parser.add_argument("--loader-size", type=int, default=128, help="pixels of its clips' sides")
+    parser.add_argument("--clips", type=int, default=32, help="of a repetition of --loader")
     parser.add_argument("--plain-steps", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=4, help="TiUE's decoder passes (default 4)")
     parser.add_argument("--size", nargs="+", help="latents' side; tokenizers: FRAMESxHxW of pixels")
@@ -62,6 +67,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     options = parser.parse_args(arguments)
+    if (options.models is None) == (options.loader is None):
+        raise UserError("give either --models, or --loader with a folder of films")
+    if options.loader is not None:
+        _check(options)
+        return loader.measure(
+            options.loader,
+            size=options.loader_size,
+            clips=options.clips,
+            repetitions=options.repetitions,
+            out=options.out,
+        )
     checked_device(options.device)
     _check(options)
     cpu = torch.device(options.device).type == "cpu"
