@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=list(_DTYPES), help="of the calls; default: bfloat16 on CUDA, or float32"
     )
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: every model but foreign ones"
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="default: every model but foreign ones"
     )
     options = parser.parse_args(arguments)
     device = _device(options.device)

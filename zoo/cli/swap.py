@@ -63,8 +63,6 @@ def _clips(options: object) -> Iterator[Tensor]:
     from zoo.data.sources import VideoFolder
 
     values = vars(options)
-    source = VideoFolder(
-        values["data"], frames=values["frames"], size=values["size"], train=False
-    )
+    source = VideoFolder(values["data"], frames=values["frames"], size=values["size"], train=False)
     for number in range(min(values["clips"], len(source))):
         yield source[number].pixels[None]

@@ -41,9 +41,7 @@ def load_module(kind: Any, folder: Path) -> Any:
     """
     try:
         dtype = _stored_dtype(folder)
-        net, loading = kind.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True
-        )
+        net, loading = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be loaded ({_first_line(error)})") from error
     faults = [f"missing {key}" for key in sorted(loading["missing_keys"])]

@@ -142,7 +142,9 @@ class DiffusionDecoder(WholeClip):
         drawn = noise(like, context.shape[1])
         if drawn.shape[-2:] != like.shape[-2:]:
             _, h, w = self.least(vae)
-            raise UserError(f"this decoder needs tiles of at least {h}x{w} latents: give larger ones")
+            raise UserError(
+                f"this decoder needs tiles of at least {h}x{w} latents: give larger ones"
+            )
         y: Tensor = decoder.denoise(context, drawn, steps)
         return y
 
@@ -251,7 +253,9 @@ CALLS: dict[str, Calls] = {
     "AutoencoderTiny": Pictures(),
     "AutoencoderDC": Pictures(),
     "AutoencoderKLWan": Wan(),
-    "AutoencoderKLCogVideoX": WholeClip(f"{_GROUP_NORM} of chunks that depend on the clip's length"),
+    "AutoencoderKLCogVideoX": WholeClip(
+        f"{_GROUP_NORM} of chunks that depend on the clip's length"
+    ),
     "AutoencoderKLHunyuanVideo": WholeClip(_GROUP_NORM),
     "AutoencoderKLCosmos": WholeClip("its attention in time looks at all frames before"),
     "AutoencoderKLLTXVideo": WholeClip(_LOOKS_AHEAD),

@@ -198,8 +198,7 @@ def foreign_class(kind: str) -> Any:
     if found is None:
         since = min(e.since for e in ENTRIES.values() if kind in (e.decoder or e.kind, e.kind))
         raise UserError(
-            f"diffusers {diffusers.__version__} has no {kind}: "
-            f"pip install -U 'diffusers>={since}'"
+            f"diffusers {diffusers.__version__} has no {kind}: pip install -U 'diffusers>={since}'"
         )
     return found
 
