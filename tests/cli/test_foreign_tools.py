@@ -58,5 +58,5 @@ def test_foreign_nets_code_films(
 def test_foreign_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert listing(["taesd", "--family", "foreign"]) == 0
     assert "2.45 M" in capsys.readouterr().out
-    with pytest.raises(UserError, match="is a preset with random weights.*wan21_vae.official"):
+    with pytest.raises(UserError, match=r"is a preset with random weights.*wan21_vae\.official"):
         candidate("wan21_vae", device="cpu")
