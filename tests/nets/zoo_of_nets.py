@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -12,7 +13,7 @@ from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
 from zoo.nets.pca import BlockPCA, PCAConfig
 from zoo.nets.tiling import Tiled
 from zoo.nets.tokenizer import Tokenizer
-from zoo.registry import presets
+from zoo.registry import create, presets
 
 
 def _published(**changes: object) -> CDT:
@@ -70,7 +71,19 @@ def cdt_tiled() -> Tiled:
     return Tiled(BUILDERS["cdt_tiny"](), tile=16, overlap=8)
 
 
-STREAMING: dict[str, Callable[[], Tokenizer]] = {**BUILDERS, "cdt_tiled": cdt_tiled}
+def foreign(name: str) -> Tokenizer:
+    """A published tokenizer, small."""
+    return create(name, reduced=True)  # type: ignore[return-value]
+
+
+FOREIGN = ("wan21_vae", "wan22_vae", "sd_vae_ft_mse", "flux2_vae", "taesd", "dc_ae_f32c32_sana")
+"""One of each class of diffusers that streams, and both structures of Wan."""
+
+STREAMING: dict[str, Callable[[], Tokenizer]] = {
+    **BUILDERS,
+    "cdt_tiled": cdt_tiled,
+    **{name: partial(foreign, name) for name in FOREIGN},
+}
 """All that must stream: the nets, and what runs them otherwise."""
 
 

@@ -20,8 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     table = Table("model", "family", "parameters", "compression", "latent channels")
     for name in zoo.list_models(options.pattern, family=options.family):
-        with torch.device("meta"):
-            net = zoo.create(name)
+        try:
+            with torch.device("meta"):
+                net = zoo.create(name)
+        except zoo.UserError as error:
+            # a class that this version of diffusers lacks
+            table.add_row(name, zoo.info(name).family, str(error))
+            continue
         size = sum(p.numel() for p in net.parameters()) / 1e6
         compression = "x".join(map(str, getattr(net, "compression", ())))
         table.add_row(

@@ -137,19 +137,23 @@ def _parts(z: Tensor, shape: Size) -> list[tuple[str, Tensor]]:
 
 
 def _to_blocks(z: Tensor, shape: Size) -> Tensor:
-    for axis, size in zip((2, 4, 6), shape, strict=True):
-        z = z.unflatten(axis, (-1, size))
-    # b c (k t) (i h) (j w) -> b k i j (c t h w)
+    batch, channels, *sides = z.shape
+    t, h, w = shape
+    k, i, j = (side // size for side, size in zip(sides, shape, strict=True))
+    z = z.reshape(batch, channels, k, t, i, h, j, w)
+    # b c k t i h j w -> b k i j (c t h w)
     return z.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
 
 def _unblock(blocks: Tensor, shape: Size, channels: int, *, first: bool) -> Tensor:
     """The inverse of `_to_blocks`: [B,C,k*t,i*h,j*w]."""
-    time = 1 if first else shape[0]
-    cells = blocks.unflatten(4, (channels, time, shape[1], shape[2]))
+    batch, k, i, j, _ = blocks.shape
+    _, h, w = shape
+    t = 1 if first else shape[0]
+    cells = blocks.reshape(batch, k, i, j, channels, t, h, w)
     # b k i j c t h w -> b c k t i h j w
     z = cells.permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return z.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return z.reshape(batch, channels, k * t, i * h, j * w)
 
 
 __all__ = ["LatentSwap", "LatentSwapConfig"]

@@ -21,7 +21,7 @@ class Entry:
 
     Attributes:
         kind: diffusers class of the autoencoder.
-        since: first diffusers release with the class.
+        since: first diffusers release with the class, of those that the zoo supports.
         repo, subfolder: where the weights are on huggingface.co.
         revision: commit that `load` fetches; None takes the repository's newest, said at load.
         licence: as its authors state it.
@@ -37,12 +37,12 @@ class Entry:
     """
 
     kind: str
-    since: str
     repo: str
     licence: str
     parameters: float
     latent: str
     confirmed: str
+    since: str = "0.36"
     subfolder: str = ""
     revision: str | None = None
     terms: str = ""
@@ -121,7 +121,6 @@ _LTX2_REDUCED = {
 ENTRIES: dict[str, Entry] = {
     "sd_vae_ft_mse": Entry(
         kind="AutoencoderKL",
-        since="0.36",
         repo="stabilityai/sd-vae-ft-mse",
         licence="MIT",
         parameters=83.65,
@@ -132,7 +131,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sdxl_vae": Entry(
         kind="AutoencoderKL",
-        since="0.36",
         repo="stabilityai/sdxl-vae",
         licence="MIT",
         parameters=83.65,
@@ -143,7 +141,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sd3_vae": Entry(
         kind="AutoencoderKL",
-        since="0.36",
         repo="stabilityai/stable-diffusion-3-medium-diffusers",
         subfolder="vae",
         licence="Stability AI Community License",
@@ -163,7 +160,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "flux1_vae": Entry(
         kind="AutoencoderKL",
-        since="0.36",
         repo="black-forest-labs/FLUX.1-schnell",
         subfolder="vae",
         revision="02046d1ec07fefab4733f28253ebee3a79dd4ea1",
@@ -184,7 +180,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "flux2_vae": Entry(
         kind="AutoencoderKLFlux2",
-        since="0.36",
         repo="black-forest-labs/FLUX.2-klein-4B",
         subfolder="vae",
         revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
@@ -198,7 +193,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "taesd": Entry(
         kind="AutoencoderTiny",
-        since="0.36",
         repo="madebyollin/taesd",
         licence="MIT",
         parameters=2.44,
@@ -213,7 +207,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "dc_ae_f32c32_sana": Entry(
         kind="AutoencoderDC",
-        since="0.36",
         repo="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
         licence="MIT",
         parameters=312.5,
@@ -238,7 +231,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "wan21_vae": Entry(
         kind="AutoencoderKLWan",
-        since="0.36",
         repo="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         subfolder="vae",
         licence="Apache-2.0",
@@ -249,7 +241,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "wan22_vae": Entry(
         kind="AutoencoderKLWan",
-        since="0.36",
         repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         subfolder="vae",
         licence="Apache-2.0",
@@ -273,7 +264,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "cogvideox_vae": Entry(
         kind="AutoencoderKLCogVideoX",
-        since="0.36",
         repo="THUDM/CogVideoX-2b",
         subfolder="vae",
         revision="3c9d823cba79e879738d89c3e72a8348ff9aa51b",
@@ -286,7 +276,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "hunyuan_vae": Entry(
         kind="AutoencoderKLHunyuanVideo",
-        since="0.36",
         repo="hunyuanvideo-community/HunyuanVideo",
         subfolder="vae",
         licence="Tencent Hunyuan Community License",
@@ -299,7 +288,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "cosmos_cv8x8x8": Entry(
         kind="AutoencoderKLCosmos",
-        since="0.36",
         repo="nvidia/Cosmos-1.0-Tokenizer-CV8x8x8",
         subfolder="vae",
         licence="NVIDIA Open Model License",
@@ -315,7 +303,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ltx_vae": Entry(
         kind="AutoencoderKLLTXVideo",
-        since="0.36",
         repo="Lightricks/LTX-Video",
         subfolder="vae",
         licence="LTX-Video Open Weights License",
