@@ -178,7 +178,10 @@ class ZooCLI(LightningCLI):
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, ImportError) as error:  # unknown strategies, absent accelerators
+            raise UserError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
         """Load start weights."""
