@@ -119,7 +119,7 @@ def test_run_without_progress_bar(folder: Path) -> None:
     ("extra", "said"),
     [
         (("--trainer.accelerator", "tpu"), "error: Requirement 'torch_xla"),
-        (("--trainer.devices", "0"), "error: `Trainer(devices=0)` value is not a valid input"),
+        (("--trainer.devices", "0"), "error: `Trainer(devices='0')` value is not a valid input"),
         (
             ("--trainer.strategy", "dpp"),
             "error: You selected an invalid strategy name: `strategy='dpp'`",

@@ -331,6 +331,8 @@ def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
     warnings.filterwarnings("ignore", module="lightning")
+    # DDP, of 1x1x1 convolutions on channels-last data: a copy of a small gradient
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # what watches the processes that Lightning starts says in it which one has died
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
