@@ -191,7 +191,10 @@ class ZooCLI(LightningCLI):
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, ImportError) as error:  # unknown strategies, absent accelerators
+            raise UserError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
         """Load start weights."""
@@ -373,6 +376,8 @@ def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
     warnings.filterwarnings("ignore", module="lightning")
+    # DDP, of 1x1x1 convolutions on channels-last data: a copy of a small gradient
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     args = _with_defaults(arguments)
     named = _names_module(args)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 _LOG = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -31,6 +32,7 @@ def tolerated(what: str) -> Iterator[None]:
 class SteadyCSVLogger(CSVLogger):
     """CSVLogger that makes its folder again and survives a full disk."""
 
+    @rank_zero_only
     def save(self) -> None:
         """Write the rows; those that can't be written are kept for the next time."""
         with tolerated("the table of metrics"):
@@ -41,16 +43,19 @@ class SteadyCSVLogger(CSVLogger):
 class SteadyTensorBoardLogger(TensorBoardLogger):
     """TensorBoardLogger that makes its folder again and survives a full disk."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log; see TensorBoardLogger."""
         with self._steady():
             super().log_metrics(metrics, step)
 
+    @rank_zero_only
     def save(self) -> None:
         """Flush; see TensorBoardLogger."""
         with self._steady():
             super().save()
 
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close; see TensorBoardLogger."""
         with self._steady():
