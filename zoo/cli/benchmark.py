@@ -9,7 +9,7 @@ from zoo.cli import say
 from zoo.errors import UserError, closest
 
 SUBCOMMANDS: dict[str, str] = {
-    "speed": "FLOPs and interleaved latencies of TiUE and of the plain net",
+    "speed": "FLOPs, interleaved latencies and memory of UNets and tokenizers",
     "features": "how much a UNet's features change between time steps",
     "reconstruction": "score tokenizers on clips under a frozen protocol",
     "compare": "merge results of one protocol into one table and report",

@@ -29,7 +29,6 @@ from zoo.nets.cdt import CDT
 from zoo.nets.tokenizer import Tokenizer
 from zoo.registry import create, presets
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SEED = 7
 # glibc keeps what is freed, else page faults hide the work; or returns it, so that a peak is one
 _FAST = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**34, "TOP_PAD": 2**28}
@@ -185,7 +184,7 @@ class Bench:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.device = torch.device(config["device"])
-        dtype = DTYPES[config["dtype"]]
+        dtype: torch.dtype = getattr(torch, config["dtype"])
         net = build(config["model"], config["device"])
         frames, height, width = config["size"]
         generator = _noise_source()
