@@ -17,6 +17,7 @@ from math import ceil
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _TILE, _OUT = 6, 4
@@ -32,7 +33,7 @@ def _transforms() -> tuple[list[list[float]], ...]:
     convolution (Toom-Cook). Rows of B^T are scaled to a sum of 1, which keeps float32 accurate.
     """
 
-    def evaluate(count: int) -> np.ndarray:
+    def evaluate(count: int) -> NDArray[np.float64]:
         powers = np.power.outer(np.array(_POINTS), np.arange(count))
         return np.concatenate([powers, np.eye(count)[-1:]])
 
