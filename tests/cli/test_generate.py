@@ -237,7 +237,6 @@ def test_speed_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "said"),
     [
         (["--models", "tiue_tinny"], "unknown model 'tiue_tinny'"),
-        (["--models", "cdt_tiny"], "cdt_tiny is a tokenizer"),
         (["--models", "dir:nowhere"], "nowhere is not a model folder"),
         (["--models", "tiue_tiny", "--steps", "0"], "--steps 0"),
         (["--models", "tiue_tiny", "--plain-steps", "0"], "--plain-steps 0"),

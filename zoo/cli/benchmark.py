@@ -9,7 +9,7 @@ from zoo.cli import say
 from zoo.errors import UserError, closest
 
 SUBCOMMANDS: dict[str, str] = {
-    "speed": "FLOPs and interleaved latencies of TiUE and of the plain net",
+    "speed": "FLOPs, interleaved latencies and memory of UNets and tokenizers",
     "features": "how much a UNet's features change between time steps",
     "generation": "compare text-to-image models on the same prompts and noise",
     "plan": "memory, FLOPs, data rate and days of a training run, before it",

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,6 @@ from zoo.nets.cdt import CDT
 from zoo.nets.tokenizer import Tokenizer
 from zoo.registry import create, presets
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SEED = 7
 # glibc keeps what is freed, else page faults hide the work; or returns it, so that a peak is one
 _FAST = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**34, "TOP_PAD": 2**28}
@@ -79,8 +78,8 @@ class Worker:
 def build(name: str, device: str) -> Tokenizer:
     """A net of the zoo; presets get seeded weights, none of them zero, scaled by their fan-in."""
     if name not in presets():
-        net: Any = load(name, device=device)
-        return net.requires_grad_(False)  # type: ignore[no-any-return]
+        trained: Any = load(name, device=device)
+        return cast(Tokenizer, trained.requires_grad_(False))
     net = create(name)
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
@@ -90,7 +89,7 @@ def build(name: str, device: str) -> Tokenizer:
                 parameter.copy_(draw / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(("norm" in key and key.endswith("weight")) + 0.2 * draw)
-    return net.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return cast(Tokenizer, net.to(device).eval().requires_grad_(False))
 
 
 class Ours:
@@ -185,7 +184,7 @@ class Bench:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.device = torch.device(config["device"])
-        dtype = DTYPES[config["dtype"]]
+        dtype: torch.dtype = getattr(torch, config["dtype"])
         net = build(config["model"], config["device"])
         frames, height, width = config["size"]
         generator = _noise_source()

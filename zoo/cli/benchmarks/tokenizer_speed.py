@@ -15,6 +15,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.cli import say
+from zoo.cli.benchmarks.speed import DTYPES
 from zoo.errors import UserError
 
 
@@ -30,7 +31,8 @@ def measure(names: list[str], options: Any, dtypes: list[str]) -> list[dict[str,
         _check(name, size, options)
     runs = []
     for name, dtype, size, batch in product(names, dtypes, sizes, options.batch):
-        config = {"model": name, "dtype": dtype, "size": size, "batch": batch}
+        numbers = str(DTYPES[dtype]).removeprefix("torch.")
+        config = {"model": name, "dtype": numbers, "size": size, "batch": batch}
         runs.append(_measure(config, options))
         _show(runs[-1])
     return runs
