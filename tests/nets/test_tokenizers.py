@@ -26,7 +26,7 @@ def test_presets_build_on_meta_and_are_described(name: str) -> None:
     with torch.device("meta"):
         net = zoo.create(name)
     assert all(t.is_meta for t in net.state_dict().values())
-    assert zoo.info(name).family in ("cdt", "kl_vae", "tiue")
+    assert zoo.info(name).family in ("cdt", "kl_vae", "tiue", "video_dit")
 
 
 @pytest.mark.parametrize("name", ["cdt_tiny", "klvae_video_tiny"])
