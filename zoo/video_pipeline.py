@@ -71,7 +71,8 @@ class VideoPipeline:
         if not isinstance(decoder, Tokenizer):
             raise UserError(f"{tokenizer} is no tokenizer: give the one {name} was trained with")
         net.check_tokenizer(decoder, name=tokenizer, weights=fingerprint(decoder)[1])
-        return cls(net.to(device).eval(), decoder.to(device).eval())
+        # weights stored in half precision compute in float32
+        return cls(net.float().to(device).eval(), decoder.float().to(device).eval())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the generator, and beside it a tokenizer that has no name in the zoo."""

@@ -111,7 +111,7 @@ class LatentVideoModule(ZooModule):
         ours = Settings.of(tokenizer, model=name)
         for folder in stored:
             folder.settings.check_model(ours, folder.folder)
-        tokenizer.eval().requires_grad_(False).to(self.device)
+        tokenizer.float().eval().requires_grad_(False).to(self.device)
         sample = data.train[0].pixels
         height, width = sample.shape[2:]
         if not stored:
