@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Literal
 
 import torch
@@ -23,26 +22,19 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.diffusion.paths import PathKind
 from zoo.errors import UserError
-from zoo.nets.pretrained import Pretrained
-from zoo.nets.tokenizer import Tokenizer
+from zoo.nets.on_latents import OnLatents
 from zoo.nets.video_dit_blocks import Block, RotaryPositions, patches, sinusoids, unpatches
 from zoo.nets.video_dit_config import Attention, VideoDiTConfig
 from zoo.registry import register
 from zoo.streaming import State
 
 
-class VideoDiT(Pretrained):
-    """Latents, times and text to what the path's net predicts.
-
-    Latents are normalised: (z - latent_mean) / latent_std of the tokenizer.
-    """
+class VideoDiT(OnLatents):
+    """Normalised latents, times and text to what the path's net predicts."""
 
     architecture = "video_dit"
     config_class = VideoDiTConfig
     config: VideoDiTConfig
-
-    latent_mean: Tensor
-    latent_std: Tensor
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
@@ -61,8 +53,7 @@ class VideoDiT(Pretrained):
         )
         self.shift_scale = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
         self.read_out = nn.Linear(dim, pixels)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self._register_latent_statistics()
         self.backend = "auto"
         self.checkpointing = False
         self._initialise()
@@ -78,74 +69,6 @@ class VideoDiT(Pretrained):
         # every block starts as the identity and the net at zero: modulation is gates, too
         for weight in (self.modulation.weight, self.read_out.weight):
             nn.init.zeros_(weight)
-
-    # what it was trained on
-
-    def bind(
-        self, tokenizer: Tokenizer, *, name: str, size: Sequence[int], rate: float, weights: str
-    ) -> None:
-        """Take over a tokenizer's normalisation and identity; called before training.
-
-        Args:
-            tokenizer: what makes the latents.
-            name: its name, `dir:` for one that travels with this net's folder.
-            size: (h,w) of the clips trained on.
-            rate: frames a second of their films.
-            weights: sha256 of its weights.
-
-        Raises:
-            UserError: its latents have another shape, or no statistics.
-        """
-        self.check_tokenizer(tokenizer, name=name)
-        mean, std = tokenizer.latent_mean, tokenizer.latent_std
-        if bool((mean == 0).all()) and bool((std == 1).all()):
-            raise UserError(
-                f"{name} has no latent statistics (mean 0, std 1): a generator needs normalised "
-                "latents, export the tokenizer with train.py"
-            )
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
-        self.config = replace(
-            self.config,
-            tokenizer=name,
-            tokenizer_sha256=weights,
-            latent_size=tuple(size),
-            rate=float(rate),
-        )
-
-    def check_tokenizer(self, tokenizer: Tokenizer, *, name: str, weights: str = "") -> None:
-        """Refuse a tokenizer of other latents.
-
-        Raises:
-            UserError: another shape or, where `weights` is its sha256, other weights; both named.
-        """
-        config = self.config
-        ours = (config.latent_channels, tuple(config.compression))
-        theirs = (tokenizer.latent_channels, tuple(tokenizer.compression))
-        if ours != theirs:
-            said = [f"{c} channels, {t}x{h}x{w} pixels a latent" for c, (t, h, w) in (ours, theirs)]
-            raise UserError(
-                f"this generator makes latents of {said[0]}, {name} those of {said[1]}: "
-                "give the tokenizer it was trained with"
-            )
-        if weights and weights != config.tokenizer_sha256:
-            raise UserError(
-                f"this generator makes latents of {config.tokenizer or 'no tokenizer yet'} "
-                f"(weights {config.tokenizer_sha256[:8]}), not of {name} (weights {weights[:8]}): "
-                "give the tokenizer it was trained with"
-            )
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """A tokenizer's latents [B,c,t,h,w] as this net knows them."""
-        shape = (1, -1, 1, 1, 1)
-        return (z - self.latent_mean.view(shape)) / self.latent_std.view(shape)
-
-    def denormalize(self, z: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
-        shape = (1, -1, 1, 1, 1)
-        return z * self.latent_std.view(shape) + self.latent_mean.view(shape)
-
-    # training: the whole clip at once
 
     def forward(
         self,
