@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tests.nets.toy_unet import toy
 
@@ -72,3 +72,24 @@ def tiny_vae() -> AutoencoderKL:
         latent_channels=4,
         sample_size=32,
     ).eval()
+
+
+def clip_folder(folder: Path) -> Path:
+    """A whole CLIP with random weights; its words are the letters a and b."""
+    folder.mkdir(parents=True)
+    tokenizer, encoder = tiny_clip(folder)
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = encoder.config.to_dict()
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

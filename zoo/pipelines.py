@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +19,19 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from zoo.data.transforms import to_uint8
-from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, Guided, tiue_sample
+from zoo.diffusion.noise import draw_noise, noise_generators
+from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, Guided, consistency_sample, tiue_sample
 from zoo.errors import RunError, UserError
 from zoo.kernels.processor import set_attention
 from zoo.nets.pretrained import Pretrained, parse_config
 from zoo.nets.tiue.unet import TiUEUNet, text_width
 from zoo.nets.tokenizer import Tokenizer
+from zoo.pipeline_checks import check_parts, checked_prompts
 from zoo.registry import presets
 from zoo.text import TEXT_ENCODERS, CLIPText, MiniLMText, TextEncoder, text_encoder_for
 
 _log = logging.getLogger("zoo")
+_SAMPLERS = ("ddim", "consistency")
 
 
 @dataclass
@@ -85,6 +87,12 @@ class ZooVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         made.net = net
         return made
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised latents [B,c,h,w] (posterior means) of pixels [B,3,H,W]."""
+        shape = (1, -1, 1, 1)
+        z = self.net.encode(pixels[:, :, None]).mean[:, :, 0]
+        return (z - self.net.latent_mean.view(shape).to(z)) / self.net.latent_std.view(shape).to(z)
+
     def decode(self, z: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of normalised latents [B,c,h,w]."""
         shape = (1, -1, 1, 1)
@@ -109,6 +117,7 @@ class TiUEPipeline(DiffusionPipeline):
         steps, plain, guidance: what a call does where it isn't told otherwise: decoder passes;
             whether each has an encoder pass of its own, as a net that was not distilled needs;
             classifier-free guidance. They are kept in the folder.
+        sampler: "ddim", or "consistency" for nets of consistency distillation.
 
     Raises:
         UserError: parts that don't fit each other.
@@ -129,8 +138,11 @@ class TiUEPipeline(DiffusionPipeline):
         steps=4,
         plain=False,
         guidance=1.0,
+        sampler="ddim",
     ) -> None:
         super().__init__()
+        if sampler not in _SAMPLERS:
+            raise UserError(f"sampler = '{sampler}': use one of {', '.join(_SAMPLERS)}")
         unet = TiUEUNet.from_unet(unet)
         set_attention(unet)
         if isinstance(vae, Tokenizer):
@@ -145,7 +157,7 @@ class TiUEPipeline(DiffusionPipeline):
             raise UserError("text = 'clip' needs a text encoder and a tokenizer: give both")
         else:
             self.prompt_encoder = CLIPText(tokenizer, text_encoder)
-        _check_parts(unet, scheduler, vae, self.prompt_encoder)
+        check_parts(unet, scheduler, vae, self.prompt_encoder)
         diffusers: Any = super()  # whose methods have no types
         diffusers.register_modules(
             unet=unet,
@@ -161,6 +173,7 @@ class TiUEPipeline(DiffusionPipeline):
             steps=steps,
             plain=plain,
             guidance=guidance,
+            sampler=sampler,
         )
 
     @property
@@ -172,6 +185,10 @@ class TiUEPipeline(DiffusionPipeline):
             return int(self.vae.net.compression[1])
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    def ddim(self) -> Any:
+        """A DDIMScheduler with the scheduler's noise schedule and prediction type."""
+        return DDIMScheduler.from_config(self.scheduler.config)
+
     def plan(self, steps: int, timesteps: Sequence[int] | None = None) -> DDIMPlan:
         """The DDIM steps: `steps` of the scheduler's choice, or the given `timesteps`.
 
@@ -181,7 +198,7 @@ class TiUEPipeline(DiffusionPipeline):
         total = self.scheduler.config.num_train_timesteps
         if timesteps is None and not 1 <= steps <= total:
             raise UserError(f"{steps} steps: the schedule has {total}, give 1 to {total}")
-        ddim = DDIMScheduler.from_config(self.scheduler.config)
+        ddim = self.ddim()
         if timesteps is None:
             ddim.set_timesteps(steps)
             timesteps = ddim.timesteps.tolist()
@@ -260,7 +277,7 @@ class TiUEPipeline(DiffusionPipeline):
                 a CPU.
             RunError: the pictures aren't finite.
         """
-        prompts = _checked_prompts(prompt, negative_prompt)
+        prompts = checked_prompts(prompt, negative_prompt)
         if num_images_per_prompt < 1:
             raise UserError(f"{num_images_per_prompt} pictures a prompt: give at least 1")
         if output_type not in ("pil", "pt", "latent"):
@@ -274,7 +291,12 @@ class TiUEPipeline(DiffusionPipeline):
             raise UserError("float16 is not for a CPU: load the pipeline in float32 or bfloat16")
         count = len(prompts) * num_images_per_prompt
         shape = (self.unet.config.in_channels, *self._latent_size(height, width))
-        noise, seeds = draw_noise(count, shape, seed, generator)
+        generators, seeds = noise_generators(count, seed, generator)
+
+        def draw() -> Tensor:
+            return draw_noise(generators, shape).to(device, dtype)
+
+        noise = draw()
         states, truncated = self._encode(prompts)
         text = states.repeat_interleave(num_images_per_prompt, dim=0)
         net: EncoderDecoder[Any] = self.unet
@@ -287,19 +309,22 @@ class TiUEPipeline(DiffusionPipeline):
                 if callback is not None:
                     callback(done, total)
 
-            latents, _ = tiue_sample(
-                net,
-                noise.to(device, dtype),
-                text,
-                plan,
-                anchors=how.anchors,
-                at_once=at_once if parallel else 1,
-                report=report,
-            )
+            if self.config.sampler == "consistency":
+                latents = consistency_sample(net, noise, text, plan, draw=draw, report=report)
+            else:
+                latents, _ = tiue_sample(
+                    net,
+                    noise,
+                    text,
+                    plan,
+                    anchors=how.anchors,
+                    at_once=at_once if parallel else 1,
+                    report=report,
+                )
         images: Any = latents
         if output_type != "latent":
             # one by one: an autoencoder needs more memory than the UNet, and fills a GPU alone
-            images = torch.cat([self._decode(z) for z in latents[:, None]])
+            images = torch.cat([self.decode_latents(z) for z in latents[:, None]])
         if not images.isfinite().all():
             raise RunError(f"the pictures aren't finite in {dtype}: load the pipeline in float32")
         if output_type == "pil":
@@ -341,7 +366,19 @@ class TiUEPipeline(DiffusionPipeline):
         """What the UNet is conditioned on, [B,L,D]."""
         return self._encode(list(prompts))[0]
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """The UNet's latents [B,c,h,w] of pictures [B,3,H,W] in [-1,1]."""
+        vae = self.vae
+        if vae is None:
+            return pixels
+        if isinstance(vae, ZooVAE):
+            return vae.encode(pixels.to(vae.dtype))
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        z = vae.encode(pixels.to(vae.dtype)).latent_dist.mean
+        latents: Tensor = (z - shift) * vae.config.scaling_factor
+        return latents
+
+    def decode_latents(self, z: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of the UNet's latents."""
         vae = self.vae
         if vae is None:
@@ -360,74 +397,4 @@ class TiUEPipeline(DiffusionPipeline):
         return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
 
 
-def draw_noise(
-    count: int,
-    shape: tuple[int, ...],
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> tuple[Tensor, list[int] | None]:
-    """Noise [count,*shape] in float32 on the CPU (or the generators' device), and its seeds.
-
-    Raises:
-        UserError: seeds or generators that are not one a picture, or both.
-    """
-    if seed is not None and generator is not None:
-        raise UserError("seed and generator both say where the noise is from: give one of them")
-    if isinstance(generator, torch.Generator):
-        generators, seeds = [generator] * count, None
-    elif generator is not None:
-        generators, seeds = list(generator), None
-    else:
-        first = random.SystemRandom().randrange(2**31 - count) if seed is None else seed
-        seeds = [first + i for i in range(count)] if isinstance(first, int) else list(first)
-        if any(not 0 <= s < 2**63 for s in seeds):
-            raise UserError(f"seeds {seeds}: give numbers from 0 to 2^63 - 1")
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-    if len(generators) != count:
-        raise UserError(
-            f"{len(generators)} seeds or generators for {count} pictures: give one each"
-        )
-    drawn = [torch.randn(shape, generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn), seeds
-
-
-def _checked_prompts(prompt: str | Sequence[str], negative: object) -> list[str]:
-    if negative not in (None, ""):
-        raise UserError(
-            "a negative prompt can't be followed: guidance is distilled into the net, so there is "
-            "no second pass to steer away from; say what the picture should show"
-        )
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise UserError("there is no prompt: describe at least one picture")
-    for number, text in enumerate(prompts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"prompt {number} of {len(prompts)} is empty: describe the picture")
-    return prompts
-
-
-def _check_parts(unet: TiUEUNet, scheduler: Any, vae: Any, text: TextEncoder) -> None:
-    config: Any = unet.config
-    takes = text_width(unet)
-    if text.dim != takes:
-        raise UserError(f"the text encoder gives {text.dim} channels, the UNet takes {takes}")
-    if config.in_channels != config.out_channels:
-        raise UserError(
-            f"a UNet with {config.in_channels} channels in and {config.out_channels} out is not "
-            "text to image (inpainting or depth): use a plain one"
-        )
-    if isinstance(vae, ZooVAE):
-        holds = vae.net.latent_channels
-    else:
-        holds = 3 if vae is None else vae.config.latent_channels
-    if holds != config.in_channels:
-        what = "without an autoencoder a picture has" if vae is None else "the autoencoder has"
-        raise UserError(f"{what} {holds} channels, the UNet works on {config.in_channels}")
-    if "beta_schedule" not in getattr(scheduler, "config", {}):
-        raise UserError(
-            f"a {type(scheduler).__name__} has no DDIM noise schedule: use a scheduler of Stable "
-            "Diffusion 1.x or 2.x"
-        )
-
-
-__all__ = ["TiUEOutput", "TiUEPipeline", "ZooVAE", "draw_noise"]
+__all__ = ["Sampling", "TiUEOutput", "TiUEPipeline", "ZooVAE"]

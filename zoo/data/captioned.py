@@ -92,6 +92,11 @@ class CaptionedPictures(Source):
         """The caption of every picture, in order."""
         return [self._prompts[file.key] for file in self.usable]
 
+    def read_prompts(self) -> list[str]:
+        """The captions alone, of all pictures that aren't dropped, without opening a picture."""
+        self._find()
+        return list(self._prompts.values())
+
     @property
     def fixed(self) -> bool:
         """Whether a picture is the same in every epoch, so that its latents can be kept."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from zoo.diffusion.predictions import to_x0
+from zoo.diffusion.schedule import add_noise
 from zoo.errors import UserError
 
 Noise = Callable[[Tensor, int], Tensor]
@@ -327,3 +329,36 @@ def tiue_sample(
         x = ddim_closed_form(x, together, coefficients[run[0] : run[-1] + 1])
         predictions.append(together)
     return TiUESample(x, torch.cat(predictions))
+
+
+def consistency_sample(
+    net: EncoderDecoder[Any],
+    z: Tensor,
+    text: Tensor,
+    plan: DDIMPlan,
+    *,
+    draw: Callable[[], Tensor],
+    report: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Multistep consistency sampling (algorithm 1 of arXiv 2303.01469): x_0, fresh noise, x_0, ...
+
+    Args:
+        net: predicts x_0 at every time step, in the plan's parametrisation.
+        z: noise [B,...].
+        text: what the net is conditioned on, [B,...].
+        plan: the N time steps.
+        draw: fresh noise, as `z`, after each step but the last.
+        report: told (steps done, N) after every step.
+    """
+    x = z
+    for i, (step, alpha_bar) in enumerate(zip(plan.timesteps, plan.alpha_bars, strict=False)):
+        times = torch.full((len(z),), step, device=z.device)
+        said = net.decode(net.encode(x, times, text), times, text)
+        here = torch.full((len(z),), alpha_bar, device=z.device)
+        x0 = to_x0(plan.prediction, said.float(), x.float(), here)
+        following = plan.alpha_bars[i + 1]
+        last = i + 1 == len(plan.timesteps)
+        x = (x0 if last else add_noise(x0, draw().float(), torch.full_like(here, following))).to(z)
+        if report is not None:
+            report(i + 1, len(plan.timesteps))
+    return x

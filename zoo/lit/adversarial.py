@@ -21,7 +21,7 @@ from zoo.lit.finite import check_gradient, check_terms
 from zoo.objectives import Adversarial, Losses
 
 
-def take_over(trainer: Trainer) -> float | None:
+def take_over(trainer: Trainer, *, what: str = "the adversarial stage") -> float | None:
     """Before fit: what Lightning's loop does for one optimiser is now done in `take_turns`.
 
     Returns:
@@ -31,16 +31,16 @@ def take_over(trainer: Trainer) -> float | None:
         UserError: precision, accumulation or several processes don't go with two optimisers.
     """
     if trainer.precision == "16-mixed":
-        raise UserError("the adversarial stage has no float16 scaler: use bf16-mixed or 32-true")
+        raise UserError(f"{what} has no float16 scaler: use bf16-mixed or 32-true")
     if trainer.accumulate_grad_batches != 1:
         raise UserError(
-            f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: the adversarial stage "
-            "takes 1; use a larger batch"
+            f"accumulate_grad_batches = {trainer.accumulate_grad_batches}: {what} takes 1; use a "
+            "larger batch"
         )
     if trainer.world_size > 1:
         raise UserError(
-            f"{trainer.world_size} processes: the adversarial stage runs on one, because two "
-            "players would wait for each other's gradients; use --trainer.devices 1"
+            f"{trainer.world_size} processes: {what} runs on one, because two players would "
+            "wait for each other's gradients; use --trainer.devices 1"
         )
     clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
     return None if clip is None else float(clip)

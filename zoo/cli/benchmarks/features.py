@@ -54,13 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     lengths = sorted(set(options.lengths))
     plans = {length: pipeline.plan(length) for length in lengths}
 
+    from zoo.diffusion.noise import draw_noise, noise_generators
     from zoo.metrics.feature_similarity import adjacent_similarity
-    from zoo.pipelines import draw_noise
 
     config: Any = pipeline.unet.config
     side = config.sample_size
     shape = (config.in_channels, *((side, side) if isinstance(side, int) else side))
-    noise, _ = draw_noise(len(captions), shape, options.seed, None)
+    generators, _ = noise_generators(len(captions), options.seed, None)
+    noise = draw_noise(generators, shape)
     states = pipeline.encode_prompts(captions)
     rows = []
     for length in track(lengths, "sampler lengths", console=Console(stderr=True)):
