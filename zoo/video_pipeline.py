@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from zoo.nets.video_dit import VideoDiT
 from zoo.streaming import State
 from zoo.text import TextEncoder, text_encoder_for
 
+_LOG = logging.getLogger("zoo")
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer beside a generator's weights, where it has no name in the zoo."""
 
@@ -117,8 +119,12 @@ class VideoPipeline:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """States [B,L,D] of prompts."""
-        return self.text(list(prompts)).states
+        """States [B,L,D] of prompts; says which are too long."""
+        encoded = self.text(list(prompts))
+        for prompt, lost in zip(prompts, encoded.truncated, strict=True):
+            if lost:
+                _LOG.warning("the last %d tokens of '%s' don't fit and are left out", lost, prompt)
+        return encoded.states
 
     @torch.no_grad()
     def latents(

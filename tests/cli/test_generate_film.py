@@ -87,6 +87,7 @@ def test_several_films_of_any_length_and_size(model: str, tmp_path: Path) -> Non
         (("red", "--number", 0), "--number 0: give at least 1"),
         (("red", "--tokenizer", "OTHER"), "give the tokenizer it was trained with"),
         (("red", "--model", "OTHER"), "which generates no films: give a video_dit"),
+        (("red", "-o", "/dev/null/x/out.mp4"), "out.mp4 can't be written (Not a directory)"),
         (("red", "--frames", 17, "-o", "grid.png"), "grid.png is no film: end its name in .mp4"),
     ],
 )

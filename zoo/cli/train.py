@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.cli import say
 from zoo.cli.finish import finish
+from zoo.data.captioned_video import CaptionedFilms, CaptionedLatents
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
 from zoo.data.sources import ImageFolder, VideoFolder
@@ -31,6 +32,7 @@ from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
+from zoo.objectives.latent_video import LatentVideoObjective
 from zoo.paths import data_folder
 from zoo.registry import presets
 
@@ -65,6 +67,7 @@ class _Parser(LightningArgumentParser):
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
         builders += [VideoFolder, ImageFolder, Mixture]
+        builders += [LatentVideoObjective, CaptionedLatents, CaptionedFilms]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
