@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.latents import fingerprint
+from zoo.diffusion.noise import draw_noise, noise_generators
 from zoo.diffusion.paths import advance, sampling_times
 from zoo.errors import UserError
 from zoo.hub import find_folder, load
@@ -153,18 +154,14 @@ class VideoPipeline:
         device = net.latent_mean.device
         times = sampling_times(steps, shift=shift).to(device, torch.float32)
         texts = self._guided_text(prompts, guidance).to(device)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators, _ = noise_generators(len(prompts), seeds, None)
         height, width = self.grid(size)
         state: State | None = None
         for begin in range(0, count, config.chunk):
             n = min(config.chunk, count - begin)
             shape = (config.latent_channels, height, width)
             # latent by latent: other lengths of chunks and films don't change what is drawn
-            drawn = [
-                torch.stack([torch.randn(shape, generator=g) for _ in range(n)], dim=1)
-                for g in generators
-            ]
-            x = torch.stack(drawn).to(device)
+            x = torch.stack([draw_noise(generators, shape) for _ in range(n)], dim=2).to(device)
             for t, to in itertools.pairwise(times):
                 said = self._step(x, t, texts, state, guidance)[0]
                 x = advance(config.path, x, said, t, to)
@@ -215,7 +212,7 @@ class VideoPipeline:
         )
         states: list[State | None] = [None] * len(prompts)
         # a diffusion decoder's noise, too, is each film's own
-        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise, _ = noise_generators(len(prompts), seeds, None)
         with torch.no_grad():
             for z in pieces:
                 decoded = []
