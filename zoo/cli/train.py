@@ -92,7 +92,7 @@ def explain(message: str, known: Iterable[str]) -> str:
         return f"unknown key '{key}': did you mean '{closest(key, known, count=1)[0]}'?"
     for pattern in _UNKNOWN:
         if found := re.search(pattern, message):
-            key = found[1].removeprefix("fit.")
+            key = found[1].removeprefix("fit.").rpartition("init_args.")[2]
             # a setting of a class is named without the path to it, an option with its path
             hint = closest(key, [k for k in known if ("." in k) == ("." in key)], count=1)
             return f"unknown key '{key}': did you mean '{hint[0] if hint else '?'}'?"
