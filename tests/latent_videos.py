@@ -14,7 +14,8 @@ import torch
 from zoo.data.latents import fingerprint
 from zoo.data.writer import VideoWriter
 from zoo.nets.pca import BlockPCA, PCAConfig
-from zoo.nets.video_dit import VideoDiT, VideoDiTConfig
+from zoo.nets.video_dit import VideoDiT
+from zoo.nets.video_dit_config import VideoDiTConfig
 from zoo.text import TextStates
 from zoo.video_pipeline import VideoPipeline
 

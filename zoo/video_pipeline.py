@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.latents import fingerprint
+from zoo.diffusion.noise import draw_noise, noise_generators
 from zoo.diffusion.paths import advance, sampling_times
 from zoo.errors import UserError
 from zoo.hub import find_folder, load
@@ -20,6 +22,7 @@ from zoo.nets.video_dit import VideoDiT
 from zoo.streaming import State
 from zoo.text import TextEncoder, text_encoder_for
 
+_LOG = logging.getLogger("zoo")
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer beside a generator's weights, where it has no name in the zoo."""
 
@@ -71,7 +74,8 @@ class VideoPipeline:
         if not isinstance(decoder, Tokenizer):
             raise UserError(f"{tokenizer} is no tokenizer: give the one {name} was trained with")
         net.check_tokenizer(decoder, name=tokenizer, weights=fingerprint(decoder)[1])
-        return cls(net.to(device).eval(), decoder.to(device).eval())
+        # weights stored in half precision compute in float32
+        return cls(net.float().to(device).eval(), decoder.float().to(device).eval())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the generator, and beside it a tokenizer that has no name in the zoo."""
@@ -116,8 +120,12 @@ class VideoPipeline:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """States [B,L,D] of prompts."""
-        return self.text(list(prompts)).states
+        """States [B,L,D] of prompts; says which are too long."""
+        encoded = self.text(list(prompts))
+        for prompt, lost in zip(prompts, encoded.truncated, strict=True):
+            if lost:
+                _LOG.warning("the last %d tokens of '%s' don't fit and are left out", lost, prompt)
+        return encoded.states
 
     @torch.no_grad()
     def latents(
@@ -146,18 +154,14 @@ class VideoPipeline:
         device = net.latent_mean.device
         times = sampling_times(steps, shift=shift).to(device, torch.float32)
         texts = self._guided_text(prompts, guidance).to(device)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators, _ = noise_generators(len(prompts), seeds, None)
         height, width = self.grid(size)
         state: State | None = None
         for begin in range(0, count, config.chunk):
             n = min(config.chunk, count - begin)
             shape = (config.latent_channels, height, width)
             # latent by latent: other lengths of chunks and films don't change what is drawn
-            drawn = [
-                torch.stack([torch.randn(shape, generator=g) for _ in range(n)], dim=1)
-                for g in generators
-            ]
-            x = torch.stack(drawn).to(device)
+            x = torch.stack([draw_noise(generators, shape) for _ in range(n)], dim=2).to(device)
             for t, to in itertools.pairwise(times):
                 said = self._step(x, t, texts, state, guidance)[0]
                 x = advance(config.path, x, said, t, to)
@@ -208,7 +212,7 @@ class VideoPipeline:
         )
         states: list[State | None] = [None] * len(prompts)
         # a diffusion decoder's noise, too, is each film's own
-        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise, _ = noise_generators(len(prompts), seeds, None)
         with torch.no_grad():
             for z in pieces:
                 decoded = []

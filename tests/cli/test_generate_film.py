@@ -84,9 +84,11 @@ def test_several_films_of_any_length_and_size(model: str, tmp_path: Path) -> Non
         (("red", "--steps", 0), "steps = 0: give at least 1"),
         (("red", "--shift", 0), "shift = 0.0: give a number above 0"),
         (("red", "--size", "30x32"), "30x32 pixels: give a width that is a multiple of 8"),
+        (("red", "--seed", -1), "seeds [-1]: give numbers from 0"),
         (("red", "--number", 0), "--number 0: give at least 1"),
         (("red", "--tokenizer", "OTHER"), "give the tokenizer it was trained with"),
         (("red", "--model", "OTHER"), "which generates no films: give a video_dit"),
+        (("red", "-o", "/dev/null/x/out.mp4"), "out.mp4 can't be written (Not a directory)"),
         (("red", "--frames", 17, "-o", "grid.png"), "grid.png is no film: end its name in .mp4"),
     ],
 )

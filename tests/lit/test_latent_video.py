@@ -139,6 +139,8 @@ def test_wrong_latents(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "blank has no latent statistics (mean 0, std 1)" in capsys.readouterr().err
     assert fit(base, tmp_path / "c", "--model.init_args.net.init_args.latent_channels", 16) == 2
     assert "makes latents of 16 channels" in capsys.readouterr().err
+    assert fit(base, tmp_path / "e", "--model.init_args.objective.init_args.dropot", 0.2) == 2
+    assert "unknown key 'dropot': did you mean 'dropout'?" in capsys.readouterr().err
     assert fit(base, tmp_path / "d", "--model.init_args.frames", 18) == 2
     assert "18 frames can't be reached" in capsys.readouterr().err
 

@@ -26,7 +26,8 @@ def test_presets_build_on_meta_and_are_described(name: str) -> None:
     with torch.device("meta"):
         net = zoo.create(name)
     assert all(t.is_meta for t in net.state_dict().values())
-    assert zoo.info(name).family in ("cdt", "foreign", "kl_vae", "tiue")
+    families = ("cdt", "foreign", "kl_vae", "t2i", "tiue", "video_dit")
+    assert zoo.info(name).family in families
 
 
 @pytest.mark.parametrize("name", ["cdt_tiny", "klvae_video_tiny"])

@@ -12,7 +12,9 @@ from torch import Tensor
 import zoo
 from tests.latent_videos import generator, tokenizer
 from zoo.errors import UserError
-from zoo.nets.video_dit import VideoDiT, VideoDiTConfig, _patches, _unpatches
+from zoo.nets.video_dit import VideoDiT
+from zoo.nets.video_dit_blocks import patches, unpatches
+from zoo.nets.video_dit_config import VideoDiTConfig
 from zoo.streaming import State
 
 CASES = list(itertools.product(("full", "factorised"), (1, 2), (1, 2)))
@@ -94,7 +96,7 @@ def test_memory_is_constant_and_states_are_data() -> None:
         sizes.append(sum(value.numel() for value in state.values()))
     assert len(set(sizes[2:])) == 1
     # a stream leaves a batch by indexing
-    one = {k: v if k in ("net", "latents") else v[1:] for k, v in state.items()}  # type: ignore[union-attr]
+    one = {k: v[1:] for k, v in state.items()}  # type: ignore[union-attr]
     both, _ = net.step(noisy[:, :, :1], torch.ones(2).double(), text, state)
     alone, _ = net.step(noisy[1:, :, :1], torch.ones(1).double(), text[1:], one)
     assert (alone - both[1:]).abs().max() < 1e-12
@@ -183,10 +185,10 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_patches() -> None:
     x = torch.randn(2, 3, 2, 4, 6)
-    tokens = _patches(x, 2)
+    tokens = patches(x, 2)
     assert tokens.shape == (2, 2, 6, 12)
     assert torch.equal(tokens[0, 1, 5].view(3, 2, 2), x[0, :, 1, 2:, 4:])
-    assert torch.equal(_unpatches(tokens, x, 2), x)
+    assert torch.equal(unpatches(tokens, x, 2), x)
 
 
 def test_tokenizers_of_other_latents_are_refused() -> None:

@@ -17,6 +17,7 @@ import zoo
 from zoo.kernels.attention import OVERRIDE
 from zoo.nets.cdt import CDT
 from zoo.nets.tokenizer import Tokenizer
+from zoo.nets.video_dit import VideoDiT
 
 VIDEO = (17, 256, 256)
 TEXT_LENGTH = 77
@@ -69,7 +70,8 @@ def calls_of(name: str) -> Counter[Shape]:
     """How often a net calls attention with which shapes, for one clip, picture or prompt.
 
     Nothing is computed: shapes alone go through the net. Tokenizers see a clip of 17x256x256
-    (image nets one frame), UNets the latents they were built for.
+    (image nets one frame), UNets the latents they were built for, generators of films those of
+    17 frames.
     """
     recorder = _Recorder()
     with _no_override(), FakeTensorMode(), torch.no_grad(), recorder:
@@ -77,6 +79,8 @@ def calls_of(name: str) -> Counter[Shape]:
         net = zoo.create(name).train()
         if isinstance(net, Tokenizer):
             _run_tokenizer(net)
+        elif isinstance(net, VideoDiT):
+            _run_generator(net)
         else:
             _run_unet(net)
     return recorder.seen
@@ -103,6 +107,14 @@ def _run_tokenizer(net: Tokenizer) -> None:
         net.denoise(x, torch.zeros(1), contexts, base=base)
     else:
         net.decode(z)
+
+
+def _run_generator(net: VideoDiT) -> None:
+    config = net.config
+    latents = 1 + (VIDEO[0] - 1) // config.compression[0]
+    z = torch.empty(1, config.latent_channels, latents, *config.latent_size)
+    # not step: it reads numbers of the weights, to know its own states again
+    net.whole(z, torch.zeros(1, latents), torch.empty(1, TEXT_LENGTH, config.text_dim))
 
 
 def _run_unet(net: nn.Module) -> None:

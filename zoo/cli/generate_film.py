@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     size = None if options.size is None else (options.size[1], options.size[0])
     pipeline.grid(size)
     sampling_times(options.steps, shift=options.shift)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    _check_output(options.output)
 
     jobs = [text for text in prompts for _ in range(options.number)]
     first = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
@@ -170,6 +170,15 @@ def _prompts(options: Any) -> list[str]:
         if not text.strip():
             raise UserError(f"prompt {number} of {len(prompts)} is empty: describe the film")
     return list(prompts)
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a film inside it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): choose another") from error
 
 
 def _paths(output: Path, jobs: list[str], first: int) -> list[Path]:

@@ -24,6 +24,7 @@ from zoo.cli.finish import finish
 from zoo.cli.slurm import requeue, was_requeued
 from zoo.data.caption_source import Captions
 from zoo.data.captioned import CaptionedPictures
+from zoo.data.captioned_video import CaptionedFilms, CaptionedLatents
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
 from zoo.data.sources import ImageFolder, VideoFolder
@@ -45,6 +46,7 @@ from zoo.objectives.clip_term import ClipTerm
 from zoo.objectives.consistency import ConsistencyObjective
 from zoo.objectives.diffusion import DiffusionObjective
 from zoo.objectives.distillation import DistillationObjective
+from zoo.objectives.latent_video import LatentVideoObjective
 from zoo.paths import data_folder
 from zoo.registry import presets
 
@@ -81,6 +83,7 @@ class _Parser(LightningArgumentParser):
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
         builders += [VideoFolder, ImageFolder, Mixture, CaptionedPictures, Captions]
         builders += [DiffusionObjective, DistillationObjective, ConsistencyObjective, ClipTerm]
+        builders += [LatentVideoObjective, CaptionedLatents, CaptionedFilms]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
@@ -105,7 +108,7 @@ def explain(message: str, known: Iterable[str]) -> str:
         return f"unknown key '{key}': did you mean '{closest(key, known, count=1)[0]}'?"
     for pattern in _UNKNOWN:
         if found := re.search(pattern, message):
-            key = found[1].removeprefix("fit.")
+            key = found[1].removeprefix("fit.").rpartition("init_args.")[2]
             # a setting of a class is named without the path to it, an option with its path
             hint = closest(key, [k for k in known if ("." in k) == ("." in key)], count=1)
             return f"unknown key '{key}': did you mean '{hint[0] if hint else '?'}'?"

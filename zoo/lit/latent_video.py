@@ -18,10 +18,10 @@ from zoo.data.sheet import grid, save_png
 from zoo.data.transforms import to_uint8
 from zoo.data.writer import VideoWriter
 from zoo.errors import UserError
+from zoo.frozen import Frozen
 from zoo.hub import load
 from zoo.lit.finite import check_terms
 from zoo.lit.module import ZooModule, scheduled
-from zoo.lit.text_to_image import Frozen
 from zoo.nets.tokenizer import Tokenizer
 from zoo.nets.video_dit import VideoDiT
 from zoo.objectives.latent_video import LatentVideoObjective
@@ -111,7 +111,7 @@ class LatentVideoModule(ZooModule):
         ours = Settings.of(tokenizer, model=name)
         for folder in stored:
             folder.settings.check_model(ours, folder.folder)
-        tokenizer.eval().requires_grad_(False).to(self.device)
+        tokenizer.float().eval().requires_grad_(False).to(self.device)
         sample = data.train[0].pixels
         height, width = sample.shape[2:]
         if not stored:

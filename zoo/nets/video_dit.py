@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,84 +22,19 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.diffusion.paths import PathKind
 from zoo.errors import UserError
-from zoo.nets.pretrained import Pretrained
-from zoo.nets.tokenizer import Tokenizer
-from zoo.nets.video_dit_blocks import Block, RotaryPositions, sinusoids
+from zoo.nets.on_latents import OnLatents
+from zoo.nets.video_dit_blocks import Block, RotaryPositions, patches, sinusoids, unpatches
+from zoo.nets.video_dit_config import Attention, VideoDiTConfig
 from zoo.registry import register
 from zoo.streaming import State
 
-Attention = Literal["full", "factorised"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class VideoDiTConfig:
-    """Architecture, and what the weights were trained on.
-
-    Attributes:
-        latent_channels: c of the tokenizer.
-        compression: (t,h,w) of the tokenizer.
-        dim, depth, heads: width, blocks and attention heads.
-        mlp_ratio: hidden width of the feed-forward layers over `dim`.
-        patch: rows and columns of latents a token holds.
-        text_dim: channels of the text states.
-        attention: "full": over all latents of a clip; "factorised": blocks alternate between space
-            and time, as in Latte (arXiv 2401.03048).
-        chunk: latents that are denoised together.
-        window: latents before a chunk that it sees; a multiple of `chunk`.
-        path: what the net predicts, see `zoo.diffusion.paths`.
-        latent_size: (h,w) of the training clips, the size generated when none is asked for.
-        rate: frames a second of the training films.
-        tokenizer: the tokenizer's name; a copy travels with the weights where it has none.
-        tokenizer_sha256: of its weights.
-    """
-
-    latent_channels: int = 16
-    compression: tuple[int, ...] = (4, 8, 8)
-    dim: int = 192
-    depth: int = 6
-    heads: int = 6
-    mlp_ratio: int = 4
-    patch: int = 1
-    text_dim: int = 384
-    attention: Attention = "full"
-    chunk: int = 1
-    window: int = 4
-    path: PathKind = "rectified_flow"
-    latent_size: tuple[int, ...] = (8, 8)
-    rate: float = 12.5
-    tokenizer: str = ""
-    tokenizer_sha256: str = ""
-
-    def __post_init__(self) -> None:
-        if self.dim % self.heads or self.dim // self.heads % 2:
-            raise UserError(
-                f"dim = {self.dim} with {self.heads} heads: give heads of an even width"
-            )
-        if self.attention == "factorised" and self.depth < 2:
-            raise UserError("depth = 1 with factorised attention has no block over time: give 2")
-        if self.chunk < 1 or self.window < 0 or self.window % self.chunk:
-            raise UserError(
-                f"chunk = {self.chunk} and window = {self.window}: give a chunk of at least 1 and "
-                "a window that is a multiple of it"
-            )
-        for name, kind in (("attention", Attention), ("path", PathKind)):
-            if getattr(self, name) not in get_args(kind):
-                known = " or ".join(get_args(kind))
-                raise UserError(f"{name} = '{getattr(self, name)}': give {known}")
-
-
-class VideoDiT(Pretrained):
-    """Latents, times and text to what the path's net predicts.
-
-    Latents are normalised: (z - latent_mean) / latent_std of the tokenizer.
-    """
+class VideoDiT(OnLatents):
+    """Normalised latents, times and text to what the path's net predicts."""
 
     architecture = "video_dit"
     config_class = VideoDiTConfig
     config: VideoDiTConfig
-
-    latent_mean: Tensor
-    latent_std: Tensor
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
@@ -119,8 +53,7 @@ class VideoDiT(Pretrained):
         )
         self.shift_scale = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
         self.read_out = nn.Linear(dim, pixels)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self._register_latent_statistics()
         self.backend = "auto"
         self.checkpointing = False
         self._initialise()
@@ -136,74 +69,6 @@ class VideoDiT(Pretrained):
         # every block starts as the identity and the net at zero: modulation is gates, too
         for weight in (self.modulation.weight, self.read_out.weight):
             nn.init.zeros_(weight)
-
-    # what it was trained on
-
-    def bind(
-        self, tokenizer: Tokenizer, *, name: str, size: Sequence[int], rate: float, weights: str
-    ) -> None:
-        """Take over a tokenizer's normalisation and identity; called before training.
-
-        Args:
-            tokenizer: what makes the latents.
-            name: its name, `dir:` for one that travels with this net's folder.
-            size: (h,w) of the clips trained on.
-            rate: frames a second of their films.
-            weights: sha256 of its weights.
-
-        Raises:
-            UserError: its latents have another shape, or no statistics.
-        """
-        self.check_tokenizer(tokenizer, name=name)
-        mean, std = tokenizer.latent_mean, tokenizer.latent_std
-        if bool((mean == 0).all()) and bool((std == 1).all()):
-            raise UserError(
-                f"{name} has no latent statistics (mean 0, std 1): a generator needs normalised "
-                "latents, export the tokenizer with train.py"
-            )
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
-        self.config = replace(
-            self.config,
-            tokenizer=name,
-            tokenizer_sha256=weights,
-            latent_size=tuple(size),
-            rate=float(rate),
-        )
-
-    def check_tokenizer(self, tokenizer: Tokenizer, *, name: str, weights: str = "") -> None:
-        """Refuse a tokenizer of other latents.
-
-        Raises:
-            UserError: another shape or, where `weights` is its sha256, other weights; both named.
-        """
-        config = self.config
-        ours = (config.latent_channels, tuple(config.compression))
-        theirs = (tokenizer.latent_channels, tuple(tokenizer.compression))
-        if ours != theirs:
-            said = [f"{c} channels, {t}x{h}x{w} pixels a latent" for c, (t, h, w) in (ours, theirs)]
-            raise UserError(
-                f"this generator makes latents of {said[0]}, {name} those of {said[1]}: "
-                "give the tokenizer it was trained with"
-            )
-        if weights and weights != config.tokenizer_sha256:
-            raise UserError(
-                f"this generator makes latents of {config.tokenizer or 'no tokenizer yet'} "
-                f"(weights {config.tokenizer_sha256[:8]}), not of {name} (weights {weights[:8]}): "
-                "give the tokenizer it was trained with"
-            )
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """A tokenizer's latents [B,c,t,h,w] as this net knows them."""
-        shape = (1, -1, 1, 1, 1)
-        return (z - self.latent_mean.view(shape)) / self.latent_std.view(shape)
-
-    def denormalize(self, z: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
-        shape = (1, -1, 1, 1, 1)
-        return z * self.latent_std.view(shape) + self.latent_mean.view(shape)
-
-    # training: the whole clip at once
 
     def forward(
         self,
@@ -305,7 +170,7 @@ class VideoDiT(Pretrained):
         )
         window = self.config.window
         new = {k: v[:, max(0, v.shape[1] - window) :].detach() for k, v in cache.items()}
-        new["net"], new["latents"] = signature, torch.tensor(n)
+        new["net"], new["latents"] = signature.repeat(len(x), 1), torch.full((len(x),), n)
         return self._write(tokens, x, time[:, None].expand(-1, n), text), new
 
     def signature(self) -> Tensor:
@@ -316,14 +181,14 @@ class VideoDiT(Pretrained):
         return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
     def _check_state(self, state: State, signature: Tensor, x: Tensor) -> None:
-        if not torch.equal(state.get("net", torch.zeros(0)).cpu(), signature):
+        if "net" not in state or not bool((state["net"].cpu() == signature).all()):
             raise UserError(
                 "this state is of another net: begin the film with state=None, or go on with the "
                 "net that returned it"
             )
-        if int(state["latents"]) < self.config.chunk:
+        if (last := int(state["latents"][0])) < self.config.chunk:
             raise UserError(
-                f"the last chunk had {int(state['latents'])} of {self.config.chunk} latents, which "
+                f"the last chunk had {last} of {self.config.chunk} latents, which "
                 "ends a film: begin another one with state=None"
             )
         keys = _keys(state)
@@ -355,7 +220,7 @@ class VideoDiT(Pretrained):
         those of `state` in front. `place` [m] holds the latents' times, kept ones included."""
         config = self.config
         n, rows, columns = x.shape[2], x.shape[3] // config.patch, x.shape[4] // config.patch
-        tokens = self.read_in(_patches(x, config.patch)) + self.first * first[..., None, None]
+        tokens = self.read_in(patches(x, config.patch)) + self.first * first[..., None, None]
         condition = self._condition(times, text)
         modulation = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
         states = self.text_in(text)
@@ -390,7 +255,7 @@ class VideoDiT(Pretrained):
         shift, scale = (self.shift_scale + condition[..., None, :]).unbind(-2)
         normed = F.layer_norm(tokens, tokens.shape[-1:])
         out = self.read_out(normed * (1 + scale[:, :, None]) + shift[:, :, None])
-        return _unpatches(out, like, self.config.patch)
+        return unpatches(out, like, self.config.patch)
 
     def _check(self, x: Tensor) -> None:
         channels, patch = self.config.latent_channels, self.config.patch
@@ -407,20 +272,6 @@ class VideoDiT(Pretrained):
 def _keys(state: State) -> Tensor:
     """The keys [B,kept,s,d] of any block of a state: all have that shape."""
     return next(value for slot, value in state.items() if slot.endswith(".k"))
-
-
-def _patches(x: Tensor, patch: int) -> Tensor:
-    """[B,c,n,h,w] to [B,n,h w / patch^2,c patch^2]."""
-    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
-    return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
-
-
-def _unpatches(tokens: Tensor, like: Tensor, patch: int) -> Tensor:
-    """The inverse of `_patches`, of the shape of `like`."""
-    _, channels, _, height, width = like.shape
-    x = tokens.unflatten(3, (channels, patch, patch))
-    x = x.unflatten(2, (height // patch, width // patch))
-    return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
 
 @register(family="video_dit")

@@ -183,3 +183,17 @@ class Block(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     """RMS norm over a head."""
     return F.rms_norm(x, x.shape[-1:])
+
+
+def patches(x: Tensor, patch: int) -> Tensor:
+    """[B,c,n,h,w] to [B,n,h w / patch^2,c patch^2]."""
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
+
+
+def unpatches(tokens: Tensor, like: Tensor, patch: int) -> Tensor:
+    """The inverse of `patches`, of the shape of `like`."""
+    _, channels, _, height, width = like.shape
+    x = tokens.unflatten(3, (channels, patch, patch))
+    x = x.unflatten(2, (height // patch, width // patch))
+    return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)
