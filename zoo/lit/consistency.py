@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from zoo.data.batch import Batch
 from zoo.frozen import Frozen
-from zoo.lit.finite import check_terms
 from zoo.lit.module import scheduled
 from zoo.lit.prompted import PromptedModule
 from zoo.lit.tiue import student_of
@@ -98,10 +97,9 @@ class ConsistencyModule(PromptedModule):
             )
 
         losses = run()
-        step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
-        self.log("train/loss", losses.total, prog_bar=True)
-        self.log("train/mse", losses.terms["mse"])
+        shared = self.checked(losses, batch, again=run)
+        self.log("train/loss", shared["loss"], prog_bar=True)
+        self.log("train/mse", shared["mse"])
         return losses.total
 
     def validation_step(self, batch: Batch, index: int) -> None:

@@ -20,7 +20,6 @@ from zoo.data.writer import VideoWriter
 from zoo.errors import UserError
 from zoo.frozen import Frozen
 from zoo.hub import load
-from zoo.lit.finite import check_terms
 from zoo.lit.module import ZooModule, scheduled
 from zoo.nets.tokenizer import Tokenizer
 from zoo.nets.video_dit import VideoDiT
@@ -137,9 +136,8 @@ class LatentVideoModule(ZooModule):
             return self._losses(batch)
 
         losses = run()
-        step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
-        self.log("train/mse", losses.terms["mse"], prog_bar=True)
+        shared = self.checked(losses, batch, again=run)
+        self.log("train/mse", shared["mse"], prog_bar=True)
         return losses.total
 
     def validation_step(self, batch: Batch, index: int) -> None:

@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zoo.data.batch import Batch
-from zoo.lit.finite import check_gradient
+from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
+from zoo.objectives.losses import Losses
 
 
 class ZooModule(LightningModule):
@@ -78,6 +79,34 @@ class ZooModule(LightningModule):
         assert self._seed is not None
         drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def checked(
+        self, losses: Losses, batch: Batch, *, again: Callable[[], object]
+    ) -> dict[str, Tensor]:
+        """End the run, in every process, where a term is not finite in one of them.
+
+        Args:
+            losses: of this process's batch.
+            batch: named in the message.
+            again: runs the batch once more, to find the layer that overflowed.
+
+        Returns:
+            The terms and the total, as "loss", detached: means over all processes.
+
+        Raises:
+            StepError: a term is not finite.
+        """
+        terms = losses.terms | {"loss": losses.total}
+        shared = mean_over_processes(terms, self.trainer.strategy)
+        check_terms(
+            losses.terms,
+            shared={name: shared[name] for name in losses.terms},
+            step=self.trainer.global_step,
+            clips=batch.key,
+            net=self.net,
+            again=again,
+        )
+        return shared
 
     def configure_gradient_clipping(
         self,

@@ -10,7 +10,6 @@ from torch import Tensor
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.hub import load
-from zoo.lit.finite import check_terms
 from zoo.lit.module import scheduled
 from zoo.lit.prompted import PromptedModule
 from zoo.nets.tiue.unet import TiUEUNet
@@ -74,10 +73,9 @@ class TextToImageModule(PromptedModule):
             return self._losses(batch, train=True)
 
         losses = run()
-        step = self.trainer.global_step
-        check_terms(losses.terms, step=step, clips=batch.key, net=self.net, again=run)
-        self.log("train/loss", losses.total, prog_bar=True)
-        self.log("train/mse", losses.terms["mse"])
+        shared = self.checked(losses, batch, again=run)
+        self.log("train/loss", shared["loss"], prog_bar=True)
+        self.log("train/mse", shared["mse"])
         return losses.total
 
     def validation_step(self, batch: Batch, index: int) -> None:

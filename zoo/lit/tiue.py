@@ -19,7 +19,7 @@ from zoo.diffusion.samplers import DDIMPlan, TiUESample, tiue_sample
 from zoo.errors import UserError
 from zoo.frozen import Frozen
 from zoo.lit.adversarial import take_over
-from zoo.lit.finite import check_gradient, check_terms
+from zoo.lit.finite import check_gradient
 from zoo.lit.module import scheduled
 from zoo.lit.prompted import PromptedModule
 from zoo.nets.tiue.unet import TiUEUNet
@@ -265,13 +265,7 @@ class DistillationModule(PromptedModule):
             return losses, (z, sample)
 
         losses, made = run()
-        check_terms(
-            losses.terms,
-            step=self.trainer.global_step,
-            clips=batch.key,
-            net=self.net,
-            again=run,
-        )
+        self.checked(losses, batch, again=run)
         z, sample = made
         # the graph isn't needed any more, and would stay in memory with the other parts'
         return losses, (z, TiUESample(*(x.detach() for x in sample)))

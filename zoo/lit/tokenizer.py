@@ -13,7 +13,6 @@ from torch import Tensor
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.adversarial import check_stage, take_over, take_turns
-from zoo.lit.finite import check_terms, mean_over_processes
 from zoo.lit.module import ZooModule, scheduled
 from zoo.lit.sharding import FSDP2, shard
 from zoo.metrics.latents import LatentStatistics
@@ -127,12 +126,7 @@ class TokenizerModule(ZooModule):
             return losses
 
         losses = run()
-        step = self.trainer.global_step
-        terms = losses.terms | {"loss": losses.total}
-        shared = mean_over_processes(terms, self.trainer.strategy)
-        own = {name: shared[name] for name in losses.terms}
-        check_terms(losses.terms, shared=own, step=step, clips=batch.key, net=self.net, again=run)
-        for name, value in shared.items():
+        for name, value in self.checked(losses, batch, again=run).items():
             self.log(f"train/{name}", value, prog_bar=name != "loss")
         return losses
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     gpu = torch.cuda.is_available()
     parser = Parser(
         prog="zoo benchmark speed",
-        description="FLOPs and latencies of TiUE and of plain sampling; of tokenizers and loaders, and memory.",
+        description="FLOPs, latencies and memory of TiUE, plain sampling, tokenizers, loaders.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--models", nargs="+", help="presets, NAMES or dir:PATH")
