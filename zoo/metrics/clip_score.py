@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ class CLIPScore:
     def __init__(self, name: str = CLIP, *, device: torch.device | str = "cpu") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        place = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        folder = Path(name).expanduser()
         try:
-            self.processor: Any = CLIPProcessor.from_pretrained(place)
-            net: Any = CLIPModel.from_pretrained(place)
+            place = str(folder) if folder.is_dir() else _snapshot(name)
+            self.processor: Any = CLIPProcessor.from_pretrained(place, local_files_only=True)
+            net: Any = CLIPModel.from_pretrained(place, local_files_only=True)
         except (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError) as error:
             said = " ".join(str(error).split())[:120]
             raise UserError(
@@ -56,3 +58,31 @@ class CLIPScore:
         out = self.net(**given)
         cosine: Tensor = (out.image_embeds * out.text_embeds).sum(-1)
         return cosine.clamp_min(0).cpu()
+
+
+def _snapshot(name: str) -> str:
+    """The folder of a hub repository: the cache's, else fetched where the hub answers at once.
+
+    Raises:
+        OSError, ValueError: it can't be had, or the name is none of a repository.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        for variable in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"):
+            if os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}:
+                raise OSError(
+                    f"it isn't in the hub's cache and {variable} forbids fetching it"
+                ) from None
+    try:
+        # transformers asks again and again for half a minute where nothing answers
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError as error:
+        raise OSError(str(error)) from error
+    except Exception as error:  # the client behind the hub differs between versions
+        raise OSError(f"the hub gives no answer: {error}") from error
+    files = ["*.json", "*.txt", "model.safetensors"]
+    return str(snapshot_download(name, allow_patterns=files))
