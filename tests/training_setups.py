@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.overrides import TorchFunctionMode
@@ -129,6 +130,11 @@ SETUPS: dict[str, Callable[[], LightningModule]] = {
     "adversarial": _adversarial,
 }
 FRAMES = {"kl_vae": 1}
+
+
+def families(*, slow: tuple[str, ...] = ()) -> list[Any]:
+    """All families, for parametrize; those in `slow` are marked so."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in SETUPS]
 
 
 class GlobalNoise(TorchFunctionMode):

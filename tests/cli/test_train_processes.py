@@ -96,6 +96,18 @@ def test_resume_under_slurm_after_its_signal(folder: Path) -> None:
     assert not (folder / "run-2").exists()
 
 
+def test_fault_broken_film_among_good_ones(folder: Path) -> None:
+    """Left out and named; training goes on with the others."""
+    good = (folder / "films" / "a.mp4").read_bytes()
+    for name in "bcdefghij":
+        (folder / "films" / f"{name}.mp4").write_bytes(good)
+    (folder / "films" / "torn.mp4").write_bytes(good[:100])
+    one = Run(command, folder, folder=folder / "said")
+    assert one.wait() == 0, one.said
+    assert "1 files of films were skipped: torn.mp4: " in one.said
+
+
+@pytest.mark.slow
 def test_fault_data_worker_is_said_in_one_sentence(folder: Path) -> None:
     steps = ("--trainer.max_steps", 100_000, "--trainer.max_time", "null", "--save_every", 1)
     one = Run(command, folder, *steps, "--data.num_workers", 1, folder=folder / "said")

@@ -130,7 +130,7 @@ def alone(family: str, folder: Path, stop: int, resume: Path | None) -> None:
         )
 
 
-@pytest.mark.parametrize("family", ["cdt", "kl_vae_video"])
+@pytest.mark.parametrize("family", [pytest.param("cdt", marks=pytest.mark.slow), "kl_vae_video"])
 def test_ddp_sharded_equals_one_process(family: str, tmp_path: Path) -> None:
     """FSDP2 from step 4 to 8, one process before and after: the same weights to 1e-5.
 

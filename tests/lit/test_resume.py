@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
 from tests.scripts.resume_rounds import curve, digest, rounds
-from tests.training_setups import SETUPS, train
+from tests.training_setups import families, train
 
 
 @pytest.mark.parametrize(("family", "kills"), [("adversarial", 10), ("kl_vae_video", 10)])
@@ -42,7 +42,7 @@ def whole_and_parts(family: str, folder: Path) -> None:
     train(family, parts, steps=14, resume=file)
 
 
-@pytest.mark.parametrize("family", SETUPS)
+@pytest.mark.parametrize("family", families(slow=("cdt", "cdt_decoder")))
 def test_resume_in_an_epoch_and_at_its_end(family: str, tmp_path: Path) -> None:
     Run(whole_and_parts, family, tmp_path, folder=tmp_path).result(120)
     whole, parts = curve(tmp_path / "whole"), curve(tmp_path / "parts")
