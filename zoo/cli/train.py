@@ -101,14 +101,14 @@ def explain(message: str, known: Iterable[str]) -> str:
     known = list(known)
     if found := re.search(r"NestedArg\(key='([\w.]+)', val='?([^')]*)", message):
         # so jsonargparse says of a class's setting that comes from the command line
-        key, value = found[1], found[2]
+        key, value = found[1].rpartition("init_args.")[2], found[2]
         if key in known:
             return f"{key} = {value}: the value doesn't fit"
         known = [k for k in known if "." not in k]
         return f"unknown key '{key}': did you mean '{closest(key, known, count=1)[0]}'?"
     for pattern in _UNKNOWN:
         if found := re.search(pattern, message):
-            key = found[1].removeprefix("fit.").rpartition("init_args.")[2]
+            key = found[1].removeprefix("fit.")
             # a setting of a class is named without the path to it, an option with its path
             hint = closest(key, [k for k in known if ("." in k) == ("." in key)], count=1)
             return f"unknown key '{key}': did you mean '{hint[0] if hint else '?'}'?"
