@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.cli.film_makers import Cli
 from tests.tiny_pipelines import sd_folder
@@ -35,12 +34,11 @@ def arguments(folder: Path, config: str = "tiue_tiny.yaml") -> list[object]:
         *("--data.val", captions % (folder / "captions.txt")),
         *("--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--data.batch_size", 2),
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+        *("--trainer.log_every_n_steps", 1),
     ]
 
 
-def test_from_a_stable_diffusion_folder_to_pictures(
-    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_a_stable_diffusion_folder_to_pictures(cli: Cli, folder: Path) -> None:
     """The config for Stable Diffusion (LoRA, checkpointing, parts) on a toy one, then generate."""
     status, out, err = cli(
         "train",
@@ -63,8 +61,8 @@ def test_from_a_stable_diffusion_folder_to_pictures(
     status, _, err = cli(
         "generate", "a", "--model", model, "--guidance", -1, "-o", folder / "g.png"
     )
-    assert (status, err.count("\n")) == (2, 1)
-    assert "guidance -1: give 1 for none" in err
+    assert status == 2
+    assert err.strip().splitlines()[-1].startswith("error: guidance -1: give 1 for none")
 
 
 def test_mistakes_are_one_sentence_before_training(cli: Cli, folder: Path) -> None:
@@ -84,7 +82,7 @@ def test_mistakes_are_one_sentence_before_training(cli: Cli, folder: Path) -> No
         ((*net, "--model.init_args.teacher", "tiue_tinny"), "did you mean"),
         ((*net, "--model.init_args.anchors", 3), "anchors = 3"),
         ((*net, "--model.init_args.stepz", 3), "unknown key"),
-        ((*net, "--trainer.precision", "16-mixed"), "distillation has no float16 scaler"),
+        ((*net, "--trainer.accumulate_grad_batches", 2), "distillation takes 1; use a larger"),
     ]
     for extra, said in cases:
         status, _, err = cli("train", *arguments(folder), *extra)
@@ -122,4 +120,3 @@ def test_a_teacher_with_numbers_out_of_range(cli: Cli, folder: Path) -> None:
         status, _, err = cli("train", *fit, *extra)
         assert status == 2, (extra, err)
         assert said in err, (extra, err)
-    assert torch.is_grad_enabled()

@@ -56,7 +56,7 @@ def test_times_cover_the_schedule_evenly() -> None:
     times = torch.stack([stratified_times(8, 1000, torch.device("cpu")) for _ in range(400)])
     assert torch.equal(times // 125, torch.arange(8).expand(400, 8))
     assert times.min() < 5
-    assert times.max() == 999
+    assert times.max() > 994
 
 
 @pytest.mark.parametrize(
