@@ -61,10 +61,11 @@ def panel(left: float, top: float, name: DivergenceName) -> tuple[list[str], str
         f'<text x="{left}" y="{top + 14}" font-weight="600">{title}</text>'
         f'<text x="{left + WIDTH}" y="{top + 14}" text-anchor="end" fill="#5b6470">{weight}</text>'
     ]
-    for point in draw_p(300, torch.Generator().manual_seed(1)).tolist():
-        parts.append(
-            f'<circle cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="1.3" fill="{GREY}"/>'
-        )
+    dots = "".join(
+        f"M{x(point[0]):.0f} {y(point[1]):.0f}h0"
+        for point in draw_p(300, torch.Generator().manual_seed(1)).tolist()
+    )
+    parts.append(f'<path d="{dots}" stroke="{GREY}" stroke-width="2.6" stroke-linecap="round"/>')
     parts.append(ellipse(x, y, exact, style=f'stroke="{BLUE}" stroke-width="2.2"'))
     said = f"{name}: D = {divergence(name, torch.cat([exact.mean, exact.log_std])):.4f}"
     shares = [f"{share:.0%}" for share in mode_shares(exact)]

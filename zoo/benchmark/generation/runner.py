@@ -25,7 +25,7 @@ from zoo.benchmark.pictures import encode
 from zoo.benchmark.runner import Advance, Survey
 from zoo.benchmark.store import Row, Store, is_row_of, owner, whole_file
 from zoo.data.transforms import to_float, to_uint8
-from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, tiue_sample
+from zoo.diffusion.samplers import EncoderDecoder
 from zoo.errors import RunError, UserError
 from zoo.metrics.clip_score import CLIPScore
 from zoo.metrics.networks import FeatureNet
@@ -331,12 +331,13 @@ def unet_flops(unet: Any, *, latent: int, text: Sequence[int], steps: int, decod
     with torch.device("meta"):
         twin: EncoderDecoder[Any] = type(unet).from_config(unet.config)
         z = torch.empty(1, unet.config.in_channels, latent, latent)
-        # any falling schedule: it doesn't matter for the count
-        alphas = tuple((i + 1) / (decoders + 1) for i in range(decoders + 1))
-        plan = DDIMPlan(tuple(range(decoders, 0, -1)), alphas)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            tiue_sample(twin, z, torch.empty(1, *text), plan, anchors=steps)
-    return int(counter.get_total_flops())
+        times, states = torch.zeros(1, dtype=torch.long), torch.empty(1, *text)
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as encoder:
+                features = twin.encode(z, times, states)
+            with FlopCounterMode(display=False) as decoder:
+                twin.decode(features, times, states)
+    return steps * int(encoder.get_total_flops()) + decoders * int(decoder.get_total_flops())
 
 
 def feature_key(net: FeatureNet) -> str:
