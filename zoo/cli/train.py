@@ -20,6 +20,7 @@ from zoo.cli import say
 from zoo.cli.finish import finish
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
+from zoo.data.shard_source import ShardSource
 from zoo.data.sources import ImageFolder, VideoFolder
 from zoo.errors import UserError, closest
 from zoo.hub import load
@@ -63,7 +64,7 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
-        builders += [VideoFolder, ImageFolder, Mixture]
+        builders += [VideoFolder, ImageFolder, ShardSource, Mixture]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
