@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "tests" / "fuzz_10000.json"
 
 
 def test_200_rounds_find_nothing(tmp_path: Path) -> None:

@@ -538,3 +538,22 @@ def test_memory_is_flat(pictures: Path) -> None:
     late = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert late - early < 50_000
+
+
+def test_a_config_trains_on_shards(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from zoo.cli import train
+
+    config = Path(__file__).parents[2] / "configs" / "smoke" / "kl_vae_image.yaml"
+    given = ["fit", "--config", str(config), "--data.train", "zoo.data.shard_source.ShardSource"]
+    options = {"root": pictures, "frames": 1, "size": 64, "buckets": "zoo.data.buckets.Buckets"}
+    for name, value in (options | {"patience.attempts": 5, "buckets.size": 64}).items():
+        name = name.replace("buckets.", "buckets.init_args.")
+        given += [f"--data.train.init_args.{name}", str(value)]
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*given, "--print_config"])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert "zoo.data.shard_source.ShardSource" in shown
+    assert "attempts: 5" in shown
+    with pytest.raises(UserError, match="unknown key 'shufle': did you mean 'shuffle'"):
+        train.main([*given, "--data.train.init_args.shufle", "3", "--print_config"])

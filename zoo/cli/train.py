@@ -27,6 +27,7 @@ from zoo.data.captioned import CaptionedPictures
 from zoo.data.captioned_video import CaptionedFilms, CaptionedLatents
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
+from zoo.data.shard_source import ShardSource
 from zoo.data.sources import ImageFolder, VideoFolder
 from zoo.errors import RunError, UserError, closest
 from zoo.hub import load
@@ -81,7 +82,7 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
-        builders += [VideoFolder, ImageFolder, Mixture, CaptionedPictures, Captions]
+        builders += [VideoFolder, ImageFolder, ShardSource, Mixture, CaptionedPictures, Captions]
         builders += [DiffusionObjective, DistillationObjective, ConsistencyObjective, ClipTerm]
         builders += [LatentVideoObjective, CaptionedLatents, CaptionedFilms]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]

@@ -74,7 +74,7 @@ class Mixture(Dataset[Sample]):
         """Samples of an epoch that fill whole chunks."""
         return sum(count - count % chunk for count in self.counts())
 
-    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int) -> NDArray[np.int64]:
+    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """The indices of an epoch, shuffled; each `chunk` in a row are of one source."""
         chunks, start = [], 0
         for count in self.counts():

@@ -230,7 +230,7 @@ class ShardSource(Source):
                 )
         return int((counts - counts % chunk).sum())
 
-    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int) -> NDArray[np.int64]:
+    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """Shards in random order, a part for each rank, shuffled within a window.
 
         Args:

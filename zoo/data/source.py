@@ -197,7 +197,7 @@ class Source(Dataset[Sample], ABC):
         """Samples of an epoch that batches of `chunk`, all ranks together, can be made of."""
         return len(self)
 
-    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int) -> NDArray[np.int64]:
+    def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """The indices of an epoch in the order they are drawn; `ranks` take turns.
 
         Args:
