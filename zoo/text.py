@@ -6,6 +6,7 @@ the name, so that training and sampling can't differ.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -133,12 +134,16 @@ class MiniLMText:
 
 
 class CachedText:
-    """States of known prompts, encoded once and kept in float16; others are encoded when asked for.
+    """States of known prompts, encoded once and kept in float16; others when they are asked for.
+
+    The last few batches of others are kept, too: a training step asks for its captions repeatedly.
 
     Args:
         encode: prompts to states [B,L,D].
         prompts: the known ones, in an order that is the same whenever the run is.
     """
+
+    recent: ClassVar[int] = 16
 
     def __init__(self, encode: Callable[[list[str]], Tensor], prompts: Iterable[str]) -> None:
         self.encode = encode
@@ -146,12 +151,18 @@ class CachedText:
         parts = [encode(known[i : i + 64]).half().cpu() for i in range(0, len(known), 64)]
         self._states = torch.cat(parts) if parts else torch.zeros(0)
         self._row = {prompt: row for row, prompt in enumerate(known)}
+        self._recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """States [B,L,D] in float32."""
         if all(prompt in self._row for prompt in prompts):
             return self._states[[self._row[prompt] for prompt in prompts]].float()
-        return self.encode(list(prompts)).float()
+        key = tuple(prompts)
+        if key not in self._recent:
+            self._recent[key] = self.encode(list(prompts)).float()
+            if len(self._recent) > self.recent:
+                self._recent.popitem(last=False)
+        return self._recent[key]
 
 
 TEXT_ENCODERS = ("clip", "minilm")

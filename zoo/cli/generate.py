@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   zoo generate "red apple, 3d" --model dir:runs/tiue/export -o apple.png
   zoo generate "a cat" "a dog" --model hf:senmaonk/loopfree-sd1.5 --number 4 --seed 7 -o pets.png
   zoo generate "woman running" --model dir:runs/emoji_cdt/export --frames 33 -o run.mp4
-  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 -o out/grid.png
+  zoo generate --prompts captions.txt --model dir:sd15 --steps 25 --anchors 25 --guidance 5 -o g.png
 
 An output that is a film, or --frames, makes films: zoo generate --frames 1 --help.
 

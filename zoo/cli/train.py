@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import warnings
@@ -19,6 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.cli import say
 from zoo.cli.finish import finish
+from zoo.data.caption_source import Captions
+from zoo.data.captioned import CaptionedPictures
 from zoo.data.captioned_video import CaptionedFilms, CaptionedLatents
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.mixture import Mixture
@@ -32,6 +35,10 @@ from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt_decoder import cdt_decoder
 from zoo.nets.discriminator import PatchDiscriminator
 from zoo.objectives import Adversarial, DenoisingObjective, ReconstructionObjective, Regularizer
+from zoo.objectives.clip_term import ClipTerm
+from zoo.objectives.consistency import ConsistencyObjective
+from zoo.objectives.diffusion import DiffusionObjective
+from zoo.objectives.distillation import DistillationObjective
 from zoo.objectives.latent_video import LatentVideoObjective
 from zoo.paths import data_folder
 from zoo.registry import presets
@@ -44,6 +51,7 @@ EXAMPLES = """examples:
   zoo train fit --config configs/cdt/tiny.yaml --out runs/mine
   zoo train fit --config configs/cdt/tiny.yaml --ckpt_path last
   zoo train fit --config configs/cdt/tiny.yaml --init_from dir:runs/mine/export
+  zoo train fit --config configs/tiue/tiue_tiny.yaml --model.init_args.teacher dir:TEACHER
 """
 
 
@@ -66,8 +74,9 @@ class _Parser(LightningArgumentParser):
         ]
         builders: list[Callable[..., Any]] = [preset.build for preset in presets().values()]
         builders += [cdt_decoder, DenoisingObjective, ReconstructionObjective]
-        builders += [VideoFolder, ImageFolder, Mixture]
+        builders += [VideoFolder, ImageFolder, Mixture, CaptionedPictures, Captions]
         builders += [LatentVideoObjective, CaptionedLatents, CaptionedFilms]
+        builders += [DiffusionObjective, DistillationObjective, ConsistencyObjective, ClipTerm]
         builders += [*Regularizer.__subclasses__(), Adversarial, PatchDiscriminator]
         return options + [name for build in builders for name in signature(build).parameters]
 
@@ -300,15 +309,15 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
 
 def _names_module(args: Sequence[str]) -> bool:
     """Whether a config says what kind of training it is (model.class_path); else a tokenizer's."""
-    for place, value in enumerate(args):
-        if place and args[place - 1] in ("--config", "-c"):
-            try:
-                read = yaml.safe_load(Path(value).read_text())
-            except (OSError, ValueError, yaml.YAMLError):
-                continue  # jsonargparse says what is wrong with it
-            model = read.get("model") if isinstance(read, dict) else None
-            if isinstance(model, dict) and "class_path" in model:
-                return True
+    follows = [b for a, b in itertools.pairwise(args) if a in ("--config", "-c")]
+    for path in [*follows, *(a.partition("=")[2] for a in args if a.startswith("--config="))]:
+        try:
+            read = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # jsonargparse says what is wrong with it
+        model = read.get("model") if isinstance(read, dict) else None
+        if isinstance(model, dict) and "class_path" in model:
+            return True
     return False
 
 

@@ -40,6 +40,8 @@ class ConsistencyModule(PromptedModule):
         UserError: no such teacher, or a student of other widths.
     """
 
+    alpha_bars: Tensor
+
     def __init__(
         self,
         *,
@@ -92,7 +94,7 @@ class ConsistencyModule(PromptedModule):
                 student=lambda x, t, text: self.net(x, t, text).sample,
                 teacher=lambda x, t, text: self.teacher.net(x, t, text).sample,
                 prediction=self.prediction,
-                alpha_bars=self.alpha_bars,  # type: ignore[arg-type]
+                alpha_bars=self.alpha_bars,
             )
 
         losses = run()

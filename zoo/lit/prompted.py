@@ -33,9 +33,13 @@ class PromptedModule(ZooModule):
         pipeline: whose UNet is trained; its other parts are frozen.
         prompts: of the sample sheet.
         attention: backend of the UNet's attention (`zoo.kernels`).
+
+    Attributes:
+        wants_latents: whether training looks at pictures; captions alone need no latents.
     """
 
     net: TiUEUNet
+    wants_latents = True
 
     def __init__(
         self, pipeline: TiUEPipeline, *, prompts: list[str] | None, attention: str
@@ -69,8 +73,6 @@ class PromptedModule(ZooModule):
             if isinstance(source, CaptionedPictures) and source.fixed and self.wants_latents:
                 self._keep_latents(source, kept)
         self._kept.text = CachedText(self.pipeline.of.encode_prompts, prompts)
-
-    wants_latents = True
 
     def _keep_latents(self, source: CaptionedPictures, kept: dict[str, Tensor]) -> None:
         for first in range(0, len(source), 64):

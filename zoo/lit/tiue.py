@@ -61,6 +61,7 @@ class DistillationModule(PromptedModule):
 
     wants_latents = False
     score_steps: Tensor
+    alpha_bars: Tensor
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ class DistillationModule(PromptedModule):
                 self.text_of([""]),
                 score=self.score,
                 plan=self.plan,
-                alpha_bars=self.alpha_bars,  # type: ignore[arg-type]
+                alpha_bars=self.alpha_bars,
                 z=z,
                 predictions=sample.predictions,
             )
@@ -223,7 +224,9 @@ class DistillationModule(PromptedModule):
             net=self.net,
             again=run,
         )
-        return losses, made
+        z, sample = made
+        # the graph isn't needed any more, and would stay in memory with the other parts'
+        return losses, (z, TiUESample(*(x.detach() for x in sample)))
 
     def _step_score(self, made: list[tuple[Tensor, TiUESample]], parts: list[list[str]]) -> Tensor:
         """One update of the score net on the student's samples; the loss."""
@@ -239,7 +242,7 @@ class DistillationModule(PromptedModule):
                 self.text_of([""]),
                 score=self.score,
                 plan=self.plan,
-                alpha_bars=self.alpha_bars,  # type: ignore[arg-type]
+                alpha_bars=self.alpha_bars,
             )
             self.manual_backward(loss * (len(prompts) / count))
             total += loss.detach() * (len(prompts) / count)
