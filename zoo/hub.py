@@ -17,6 +17,7 @@ from zoo.nets.pretrained import Pretrained, read_config
 from zoo.official import OFFICIAL, official_folder
 from zoo.paths import data_folder
 from zoo.registry import matching, preset
+from zoo.remote import check_sha256, fetch_repo, parse_source, read_metrics
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class ModelEntry:
         config: config.json of trained weights.
         metrics: metrics.json of trained weights, empty where there is none.
         source: where weights that are fetched on first use come from.
-        licence: of foreign weights, as their authors state it, with what must be accepted.
+        licence: of trained weights, as metrics.json or their authors state it, with what must
+            be accepted.
+        sha256: of the weights, as metrics.json states it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class ModelEntry:
     metrics: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     licence: str = ""
+    sha256: str = ""
 
 
 def trained() -> dict[str, Path]:
@@ -86,19 +90,22 @@ def info(name: str) -> ModelEntry:
     if name not in folders:
         return ModelEntry(name, base.family)
     folder = folders[name]
-    metrics = folder / "metrics.json"
+    metrics = read_metrics(folder)
     return ModelEntry(
         name,
         base.family,
         folder=folder,
         config=read_config(folder) if (unet := unet_folder(folder)) is None else _json(unet),
-        metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
+        metrics=metrics,
+        licence=str(metrics.get("licence", "")),
+        sha256=str(metrics.get("sha256", "")),
     )
 
 
 def load(
     name_or_path: str,
     *,
+    revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     accept_license: bool = False,
@@ -106,11 +113,12 @@ def load(
     """A trained net in eval mode; every weight must match.
 
     Args:
-        name_or_path: a name such as `cdt_tiny.clips`, or `dir:PATH` for a folder that
-            `save_pretrained` or train.py wrote. `cdt_base.official` and `cdt_small.official` are
+        name_or_path: a name such as `cdt_tiny.clips`, `dir:PATH` for a folder that
+            `save_pretrained` or train.py wrote, or `hf:ORG/REPO@REVISION` for one on the hub. `cdt_base.official` and `cdt_small.official` are
             fetched from their authors' repository and converted the first time. A diffusers UNet
             folder gives a TiUEUNet, a pipeline folder its UNet, a diffusers autoencoder's folder
             a `Foreign` tokenizer.
+        revision: branch, tag or commit of an `hf:` repository, in place of `@REVISION`.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
         accept_license: accept the terms of foreign weights that are gated or restricted.
@@ -119,7 +127,7 @@ def load(
         UserError: unknown name (the closest three are given), no model folder, or weights that
             don't fit their config.
     """
-    folder = find_folder(name_or_path, accept_license=accept_license)
+    folder = find_folder(name_or_path, revision=revision, accept_license=accept_license)
     if holds_foreign(folder):
         entry = published().get(name_or_path)
         return load_foreign(folder, entry=entry).to(device=device, dtype=dtype)
@@ -127,6 +135,7 @@ def load(
         from zoo.nets.tiue.folder import load_unet
 
         return nn.Module.to(load_unet(unet), device=device, dtype=dtype)
+    check_sha256(folder, read_metrics(folder))
     matching("*", None)  # importing the nets makes their architectures known
     return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
 
@@ -141,8 +150,20 @@ def _fetched() -> set[str]:
     return {*OFFICIAL, *published()}
 
 
-def find_folder(name_or_path: str, *, accept_license: bool = False) -> Path:
-    """The folder behind a name of trained weights or `dir:PATH`; UserError when unknown."""
+def find_folder(
+    name_or_path: str, *, revision: str | None = None, accept_license: bool = False
+) -> Path:
+    """The folder behind a name of trained weights, `dir:PATH` or `hf:ORG/REPO@REVISION`.
+
+    Raises:
+        UserError: unknown, can't be fetched, or a revision of what has none.
+    """
+    if name_or_path.startswith("hf:"):
+        return fetch_repo(*parse_source(name_or_path.removeprefix("hf:"), revision))
+    if revision is not None:
+        raise UserError(
+            f"'{name_or_path}' has no revisions (given: '{revision}'): only hf:ORG/REPO has"
+        )
     if name_or_path.startswith("dir:"):
         return Path(name_or_path.removeprefix("dir:")).expanduser()
     folders = trained()
@@ -164,6 +185,11 @@ def unet_folder(folder: Path) -> Path | None:
 
 
 def _unknown(name: str) -> NoReturn:
+    if "/" in name or "\\" in name or ".." in name:
+        raise UserError(
+            f"'{name}' is no name of a model: dir:PATH loads a folder, "
+            "hf:ORG/REPO@REVISION a repository of the hub"
+        )
     names = sorted({*trained(), *_fetched()})
     if name in matching("*", None):
         have = [n for n in names if n.startswith(f"{name}.")]

@@ -21,6 +21,10 @@ COMMANDS = {
     "doctor": "versions, devices, kernels: what serves which call, and why",
     "swap": "fit a linear map between two tokenizers' latents, and tell its loss",
     "list": "list the models",
+    "info": "what is known of a model: config, weights, licence, metrics",
+    "pull": "fetch a model to a folder or to the cache",
+    "push": "publish a model folder on the hub",
+    "verify": "check shipped weights, and measure their cards' numbers again on a few clips",
 }
 
 Command = Callable[[Sequence[str]], int]

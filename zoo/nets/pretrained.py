@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,14 +65,44 @@ class Pretrained(nn.Module):
             if part.parent.is_dir():
                 part.unlink(missing_ok=True)
 
+    def push_to_hub(self, repo: str, *, card: str | Path, private: bool = False) -> str:
+        """Upload weights and config with the card and metrics that were made of these weights.
+
+        Args:
+            repo: `ORG/REPO`, made if it isn't there.
+            card: folder with README.md and metrics.json, such as one of checkpoints/.
+            private: whether a new repository is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: no card, licence or metrics, metrics of other weights, or the hub refuses.
+        """
+        from zoo.remote import push_folder
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / Path(card).resolve().name
+            self.save_pretrained(folder)
+            for name in ("README.md", "metrics.json"):
+                if (Path(card) / name).is_file():
+                    shutil.copyfile(Path(card) / name, folder / name)
+            return push_folder(folder, repo, private=private)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Load from a folder that `save_pretrained` wrote: eval mode, float as stored, strict.
+
+        `hf:ORG/REPO@REVISION` is fetched first.
 
         Raises:
             UserError: a file is missing or broken, the config has an unknown key or a wrong type,
                 or weights and net don't match (each key named).
         """
+        if str(folder).startswith("hf:"):
+            from zoo.remote import fetch_repo, parse_source
+
+            folder = fetch_repo(*parse_source(str(folder).removeprefix("hf:")))
         folder = Path(folder)
         text = read_config(folder)
         kind = Pretrained.by_name.get(text["architecture"])
