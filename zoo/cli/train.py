@@ -318,6 +318,20 @@ def _names_module(args: Sequence[str]) -> bool:
     return False
 
 
+def mistake_behind(error: BaseException) -> BaseException:
+    """The UserError that jsonargparse wrapped while it built a class, else the error itself.
+
+    Where a setting takes one of several classes or none, it tries all of them and says, at length,
+    that none fits; what the right one said is the cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
@@ -325,15 +339,21 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     args = _with_defaults(arguments)
     named = _names_module(args)
-    ZooCLI(
-        ZooModule if named else TokenizerModule,
-        ZooDataModule,
-        subclass_mode_model=named,
-        args=args,
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_class=_Parser,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "zoo train", "fit": {"prog": "zoo train fit", "epilog": EXAMPLES}},
-    )
+    try:
+        ZooCLI(
+            ZooModule if named else TokenizerModule,
+            ZooDataModule,
+            subclass_mode_model=named,
+            args=args,
+            seed_everything_default=0,
+            save_config_callback=None,
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "prog": "zoo train",
+                "fit": {"prog": "zoo train fit", "epilog": EXAMPLES},
+            },
+        )
+    except ValueError as error:
+        raise mistake_behind(error) from error
     return 0
