@@ -14,5 +14,8 @@ class Frozen:
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__[name] = value
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no part '{name}'")

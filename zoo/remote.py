@@ -36,7 +36,9 @@ def parse_source(source: str, revision: str | None = None) -> tuple[str, str | N
     """
     match = _SOURCE.fullmatch(source)
     if match is None or ".." in source or source.startswith(("http:", "https:")):
-        raise UserError(f"'hf:{source}' is no repository: write hf:ORG/REPO or hf:ORG/REPO@REVISION")
+        raise UserError(
+            f"'hf:{source}' is no repository: write hf:ORG/REPO or hf:ORG/REPO@REVISION"
+        )
     repo, own = match.groups()
     if own and revision and own != revision:
         raise UserError(f"'hf:{source}' and revision='{revision}' differ: give one of them")
@@ -188,9 +190,7 @@ def _file(repo: str, name: str, revision: str | None, where: str) -> Path | None
 
     with _one_sentence(f"can't fetch {name} of hf:{where}"):
         try:
-            return Path(
-                hf_hub_download(repo, name, revision=revision, etag_timeout=_TIMEOUT_S)
-            )
+            return Path(hf_hub_download(repo, name, revision=revision, etag_timeout=_TIMEOUT_S))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 if name in _CARD:  # a model fetched by another program serves without its card
@@ -219,7 +219,9 @@ def _one_sentence(what: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise UserError(f"{what}: it is gated, accept its terms and run 'hf auth login'") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{what}: no such repository, or no right to it ('hf auth login')") from error
+        raise UserError(
+            f"{what}: no such repository, or no right to it ('hf auth login')"
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{what}: it has no such revision") from error
     except LocalEntryNotFoundError as error:

@@ -376,6 +376,20 @@ def _names_module(args: Sequence[str]) -> bool:
     return False
 
 
+def mistake_behind(error: BaseException) -> BaseException:
+    """The UserError that jsonargparse wrapped while it built a class, else the error itself.
+
+    Where a setting takes one of several classes or none, it tries all of them and says, at length,
+    that none fits; what the right one said is the cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
@@ -385,9 +399,12 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     args = _with_defaults(arguments)
     named = _names_module(args)
+<<<<<<< HEAD
     # what watches the processes that Lightning starts says in it which one has died
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     texts = {"prog": "zoo train", "fit": {"prog": "zoo train fit", "epilog": EXAMPLES}}
+=======
+>>>>>>> t7
     try:
         ZooCLI(
             ZooModule if named else TokenizerModule,
@@ -398,6 +415,7 @@ def main(arguments: Sequence[str]) -> int:
             save_config_callback=None,
             parser_class=_Parser,
             auto_configure_optimizers=False,
+<<<<<<< HEAD
             parser_kwargs=texts,
         )
     except MisconfigurationException as error:
@@ -410,4 +428,13 @@ def main(arguments: Sequence[str]) -> int:
             f"{str(error).splitlines()[0]} It may have run out of memory: lower data.num_workers "
             "and go on with --ckpt_path last"
         ) from error
+=======
+            parser_kwargs={
+                "prog": "zoo train",
+                "fit": {"prog": "zoo train fit", "epilog": EXAMPLES},
+            },
+        )
+    except ValueError as error:
+        raise mistake_behind(error) from error
+>>>>>>> t7
     return 0

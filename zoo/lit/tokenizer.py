@@ -41,6 +41,8 @@ class TokenizerModule(ZooModule):
         adversarial: a second stage against a discriminator, for KL-VAEs; None: without.
     """
 
+    net: Tokenizer
+
     def __init__(
         self,
         *,
