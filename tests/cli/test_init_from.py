@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.cli.train import explain, free_folder, init_from
+from zoo.cli.train import free_folder, init_from
+from zoo.cli.train_parser import explain
 from zoo.errors import UserError
 
 
