@@ -114,8 +114,9 @@ def load(
 
     Args:
         name_or_path: a name such as `cdt_tiny.clips`, `dir:PATH` for a folder that
-            `save_pretrained` or train.py wrote, or `hf:ORG/REPO@REVISION` for one on the hub. `cdt_base.official` and `cdt_small.official` are
-            fetched from their authors' repository and converted the first time. A diffusers UNet
+            `save_pretrained` or train.py wrote, or `hf:ORG/REPO@REVISION` for one on the hub.
+            `cdt_base.official` and `cdt_small.official` are fetched from their authors'
+            repository and converted the first time. A diffusers UNet
             folder gives a TiUEUNet, a pipeline folder its UNet, a diffusers autoencoder's folder
             a `Foreign` tokenizer.
         revision: branch, tag or commit of an `hf:` repository, in place of `@REVISION`.

@@ -221,7 +221,7 @@ class TiUEPipeline(DiffusionPipeline):
         Raises:
             UserError: a number outside its range.
         """
-        own = self.config
+        own: Any = self.config
         steps = int(own.steps) if steps is None else steps
         self.plan(steps)
         anchors = (steps if own.plain else 1) if anchors is None else anchors
@@ -309,7 +309,8 @@ class TiUEPipeline(DiffusionPipeline):
                 if callback is not None:
                     callback(done, total)
 
-            if self.config.sampler == "consistency":
+            own: Any = self.config
+            if own.sampler == "consistency":
                 latents = consistency_sample(net, noise, text, plan, draw=draw, report=report)
             else:
                 latents, _ = tiue_sample(
@@ -372,7 +373,8 @@ class TiUEPipeline(DiffusionPipeline):
         if vae is None:
             return pixels
         if isinstance(vae, ZooVAE):
-            return vae.encode(pixels.to(vae.dtype))
+            ours: Tensor = vae.encode(pixels.to(vae.dtype))
+            return ours
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         z = vae.encode(pixels.to(vae.dtype)).latent_dist.mean
         latents: Tensor = (z - shift) * vae.config.scaling_factor

@@ -234,7 +234,7 @@ class Benchmark:
 
     @staticmethod
     def _run(net: FeatureNet, clips: Tensor) -> Tensor:
-        return torch.cat([net(part) for part in clips.split(8)])
+        return torch.cat([net(part) for part in torch.split(clips, 8)])
 
     def _show(self, label: str, films: Tensor) -> None:
         folder = self.out / "films"

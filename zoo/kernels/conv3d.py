@@ -89,7 +89,7 @@ def _narrow(
     width = y.shape[4] - columns + 1
     # half-precision parts are summed in float32
     total = torch.zeros((), device=y.device, dtype=torch.promote_types(y.dtype, torch.float32))
-    for column, part in enumerate(y.split(out_channels, dim=1)):
+    for column, part in enumerate(torch.split(y, out_channels, dim=1)):
         total = total + part[..., column : column + width]
     if bias is not None:
         total = total + bias[:, None, None, None]

@@ -124,7 +124,7 @@ class LatentVideoModule(ZooModule):
             weights=ours.weights_sha256,
         )
         pipeline = VideoPipeline(self.net, tokenizer)
-        pipeline.count(self.sampling["frames"])  # a mistake is said before the first step
+        pipeline.count(int(self.sampling["frames"]))  # a mistake is said before the first step
         captions = ["", *(prompt for source in sources for prompt in source.prompts)]
         self._parts.pipeline = pipeline
         self._parts.text = CachedText(pipeline.encode_prompts, captions)

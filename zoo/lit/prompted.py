@@ -83,7 +83,8 @@ class PromptedModule(ZooModule):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """The UNet's latents [B,c,h,w] of pictures [B,3,1,H,W]."""
-        return self.pipeline.of.encode_pixels(pixels[:, :, 0])
+        latents: Tensor = self.pipeline.of.encode_pixels(pixels[:, :, 0])
+        return latents
 
     def latents_of(self, batch: Batch, *, train: bool = True) -> Tensor:
         """Latents [B,c,h,w] of a batch of pictures, on this module's device."""

@@ -105,7 +105,7 @@ class DistillationModule(PromptedModule):
             self.net.enable_gradient_checkpointing()
             score.checkpoint_gradients()
         # a divergence with a head to train is a module, and its weights belong to the run
-        divergence = objective.divergence
+        divergence: Any = objective.divergence
         learns = isinstance(divergence, Divergence) and not divergence.data_free
         self.divergence: Any = divergence if learns else None
         if self.divergence is not None and self.divergence.samples is None:
@@ -305,7 +305,7 @@ class DistillationModule(PromptedModule):
                 self.divergence.samples(prompts).to(self.device),
                 sample.sample,
                 self.text_of(prompts),
-                alpha_bars=self.alpha_bars,  # type: ignore[arg-type]
+                alpha_bars=self.alpha_bars,
             )
             share = len(prompts) / count
             self.manual_backward(loss * share)
@@ -342,6 +342,7 @@ def student_of(
         check_widths(net, teacher.unet)
         net.load_state_dict(teacher.unet.state_dict(), strict=True)
     scheduler = teacher.scheduler
+    how: Any = teacher.config
     if spacing is not None:
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
     return TiUEPipeline(
@@ -350,7 +351,7 @@ def student_of(
         teacher.vae,
         teacher.text_encoder,
         teacher.tokenizer,
-        text=teacher.config.text,
+        text=how.text,
         steps=steps,
         plain=anchors == steps and steps > 1,
         sampler=sampler,

@@ -105,7 +105,7 @@ class Ours:
         return self.net.decode(z, generator=_noise_source())
 
     def stream(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        pieces = self.net.stream_decode(z.split(1, dim=2), generator=_noise_source())
+        pieces = self.net.stream_decode(torch.split(z, 1, dim=2), generator=_noise_source())
         return torch.cat(list(pieces), dim=2)
 
     def train(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
@@ -147,10 +147,10 @@ class Released:
 
     def stream(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         frames = self.net.time_factor
-        cuts = [noise[:, :, :1], *noise[:, :, 1:].split(frames, dim=2)]
+        cuts = [noise[:, :, :1], *torch.split(noise[:, :, 1:], frames, dim=2)]
         pieces = [
             self._decode(latent, cut, first=number == 0)
-            for number, (latent, cut) in enumerate(zip(z.split(1, dim=2), cuts, strict=True))
+            for number, (latent, cut) in enumerate(zip(torch.split(z, 1, dim=2), cuts, strict=True))
         ]
         self._forget()
         return torch.cat(pieces, dim=2)

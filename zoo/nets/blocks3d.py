@@ -298,7 +298,7 @@ class TimeUp(Temporal):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         # channels last, as the convolutions around it have them
-        y = rearrange(self.conv(x).movedim(1, -1), "b t h w (c p) -> b (t p) h w c", p=2)
+        y: Tensor = rearrange(self.conv(x).movedim(1, -1), "b t h w (c p) -> b (t p) h w c", p=2)
         y = y.movedim(-1, 1)
         begun = carry is not None and carry.read(self.slot) is not None
         if carry:

@@ -64,7 +64,7 @@ class ClipTerm:
 
     def similarity(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Cosine of each picture and its caption, [B]."""
-        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+        from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
         net = self._frozen.net
         side = net.config.vision_config.image_size

@@ -78,7 +78,8 @@ class LatentVideoObjective:
         if self.times == "uniform":
             return share
         # the quantile function of the normal distribution, then its sigmoid
-        return torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        normal: Tensor = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))
+        return normal.sigmoid()
 
 
 def _spread(times: Tensor) -> Tensor:

@@ -87,10 +87,11 @@ def _flops(name: str, size: tuple[int, int, int], batch: int) -> dict[str, int |
         x = torch.empty(batch, 3, *size)
         z = torch.empty(batch, net.latent_channels, *latents)
         counts: dict[str, int | None] = {}
-        for part, call in (
-            ("encode", lambda: net.train().encode(x)),
-            ("decode", lambda: net.decode(z)),
-        ):
+        calls: dict[str, Callable[[], object]] = {
+            "encode": lambda: net.train().encode(x),
+            "decode": lambda: net.decode(z),
+        }
+        for part, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
             counts[part] = counter.get_total_flops()
