@@ -319,7 +319,7 @@ def _names_module(args: Sequence[str]) -> bool:
 
 
 def mistake_behind(error: BaseException) -> BaseException:
-    """The UserError that jsonargparse wrapped while it built a class, else the error itself.
+    """The UserError that jsonargparse wrapped while it built a class; else the error itself.
 
     Where a setting takes one of several classes or none, it tries all of them and says, at length,
     that none fits; what the right one said is the cause.
@@ -355,5 +355,5 @@ def main(arguments: Sequence[str]) -> int:
             },
         )
     except ValueError as error:
-        raise mistake_behind(error) from error
+        raise mistake_behind(error) from None
     return 0
