@@ -291,37 +291,6 @@ def _with_defaults(arguments: Sequence[str]) -> list[str]:
     return args
 
 
-<<<<<<< HEAD
-=======
-def _names_module(args: Sequence[str]) -> bool:
-    """Whether a config says what kind of training it is (model.class_path); else a tokenizer's."""
-    follows = [b for a, b in itertools.pairwise(args) if a in ("--config", "-c")]
-    for path in [*follows, *(a.partition("=")[2] for a in args if a.startswith("--config="))]:
-        try:
-            read = yaml.safe_load(Path(path).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # jsonargparse says what is wrong with it
-        model = read.get("model") if isinstance(read, dict) else None
-        if isinstance(model, dict) and "class_path" in model:
-            return True
-    return False
-
-
-def mistake_behind(error: BaseException) -> BaseException:
-    """The UserError that jsonargparse wrapped while it built a class; else the error itself.
-
-    Where a setting takes one of several classes or none, it tries all of them and says, at length,
-    that none fits; what the right one said is the cause.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__
-    return error
-
-
->>>>>>> t7
 def main(arguments: Sequence[str]) -> int:
     """Train; see EXAMPLES."""
     keep_memory()
@@ -349,8 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except ValueError as error:
-<<<<<<< HEAD
-        raise mistake_behind(error) from error
+        raise mistake_behind(error) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -359,7 +327,4 @@ def main(arguments: Sequence[str]) -> int:
             f"{str(error).splitlines()[0]} It may have run out of memory: lower data.num_workers "
             "and go on with --ckpt_path last"
         ) from error
-=======
-        raise mistake_behind(error) from None
->>>>>>> t7
     return 0

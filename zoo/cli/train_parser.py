@@ -99,7 +99,7 @@ def names_module(args: Sequence[str]) -> bool:
 
 
 def mistake_behind(error: BaseException) -> BaseException:
-    """The UserError that jsonargparse wrapped while it built a class, else the error itself.
+    """The UserError that jsonargparse wrapped while it built a class; else the error itself.
 
     Where a setting takes one of several classes or none, it tries all of them and says, at length,
     that none fits; what the right one said is the cause.
