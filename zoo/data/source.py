@@ -136,7 +136,7 @@ class Source(Dataset[Sample], ABC):
         """Why files are set aside (or failed when read, in any worker), by key."""
         numbers = [int(i) for i in self._failed.nonzero()]
         late = {self.usable[i].key: self._reasons.get(i, "failed when read") for i in numbers}
-        return self._broken | late
+        return late | self._broken
 
     def check(self) -> None:
         """Stop the run when too many files are broken.
