@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.data.batch import Sample
 from zoo.data.cache import Facts
+from zoo.data.limits import open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
 from zoo.data.source import File, Source
 from zoo.data.transforms import resize_short_side
@@ -139,14 +140,14 @@ class CaptionedPictures(Source):
         facts: dict[str, Facts] = {}
         for key in found:
             try:
-                with Image.open(io.BytesIO(self._bytes(key, found[key]))) as image:
+                with open_image(io.BytesIO(self._bytes(key, found[key]))) as image:
                     facts[key] = {"frames": 1, "width": image.width, "height": image.height}
             except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 facts[key] = {"error": str(error)}
         return facts
 
     def _probe(self, path: Path) -> Facts:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return {"frames": 1, "width": image.width, "height": image.height}
 
     def _locate(self, index: int, rng: np.random.Generator | None) -> tuple[int, float]:
@@ -165,7 +166,7 @@ class CaptionedPictures(Source):
         # other loading; larger ones are read again
         if file.key in self._pictures:
             return self._pictures[file.key], ""
-        with Image.open(io.BytesIO(self._bytes(file.key, file.path))) as image:
+        with open_image(io.BytesIO(self._bytes(file.key, file.path))) as image:
             rgb = np.array(to_rgb(image))
         video = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(1)
         video = resize_short_side(video, short_side=self.short_side[1])

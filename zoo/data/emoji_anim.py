@@ -24,6 +24,7 @@ from PIL import Image
 
 from zoo.assets import cache_root, fetch_group
 from zoo.data.captioned import CAPTIONS
+from zoo.data.limits import open_image
 from zoo.data.writer import VideoWriter
 
 SIZE, RATE = 64, Fraction(25, 2)
@@ -85,7 +86,7 @@ def write_films(archive: Path, names: dict[str, str], folder: Path) -> None:
 
 def film_frames(webp: bytes) -> list[NDArray[np.uint8]]:
     """What an animation shows at 12.5 frames a second, RGB [64,64,3] on white."""
-    with Image.open(io.BytesIO(webp)) as image:
+    with open_image(io.BytesIO(webp)) as image:
         count = getattr(image, "n_frames", 1)
         shown, durations = [], []
         for number in range(count):

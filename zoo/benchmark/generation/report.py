@@ -21,6 +21,7 @@ from zoo.benchmark.generation.tables import to_markdown as table_to_markdown
 from zoo.benchmark.report import STYLE
 from zoo.benchmark.store import whole_file
 from zoo.benchmark.tables import Column, is_best, networks
+from zoo.data.limits import open_image
 
 Model = dict[str, Any]
 ROWS = 16  # prompts of the first grid
@@ -200,7 +201,7 @@ def _some(prompts: Sequence[Any], count: int) -> list[tuple[str, str]]:
 
 def _picture(folder: Path, model: Model, key: str, number: int, text: str) -> str:
     path = folder / "pictures" / model["folder"] / f"{key}-{number}.webp"
-    with Image.open(path) as image:
+    with open_image(path) as image:
         picture = image.convert("RGB")
     data = path.read_bytes()
     if picture.width > SHOWN:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +23,7 @@ from zoo.benchmark.generation.models import Generator
 from zoo.benchmark.pictures import encode
 from zoo.benchmark.runner import Advance, Survey
 from zoo.benchmark.store import Row, Store, is_row_of, owner, whole_file
+from zoo.data.limits import open_image
 from zoo.data.transforms import to_float, to_uint8
 from zoo.diffusion.samplers import EncoderDecoder
 from zoo.errors import RunError, UserError
@@ -305,7 +305,7 @@ class Runner:
 
     def _read(self, row: Generator, prompt: Prompt, number: int) -> Tensor:
         """uint8 [3,size,size]."""
-        with Image.open(self.picture(row, prompt, number)) as image:
+        with open_image(self.picture(row, prompt, number)) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
