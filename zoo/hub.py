@@ -116,9 +116,8 @@ def load(
         name_or_path: a name such as `cdt_tiny.clips`, `dir:PATH` for a folder that
             `save_pretrained` or train.py wrote, or `hf:ORG/REPO@REVISION` for one on the hub.
             `cdt_base.official` and `cdt_small.official` are fetched from their authors'
-            repository and converted the first time. A diffusers UNet
-            folder gives a TiUEUNet, a pipeline folder its UNet, a diffusers autoencoder's folder
-            a `Foreign` tokenizer.
+            repository and converted the first time. A diffusers UNet folder gives a TiUEUNet, a
+            pipeline folder its UNet, a diffusers autoencoder's folder a `Foreign` tokenizer.
         revision: branch, tag or commit of an `hf:` repository, in place of `@REVISION`.
         device: where to put it.
         dtype: floating-point type; None keeps the stored one.
