@@ -156,28 +156,25 @@ class Block(nn.Module):
                 mask = mask.repeat_interleave(s, 0).repeat_interleave(s, 1)
             q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
             y = attention(q, k, v, mask=mask, backend=backend)
-            return y.transpose(1, 2).flatten(2).unflatten(1, (n, s)), kept
+            return torch.unflatten(y.transpose(1, 2).flatten(2), 1, (n, s)), kept
         if over == "space":
             q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))
             y = attention(q, k, v, backend=backend)
-            return y.transpose(1, 2).flatten(2).unflatten(0, (-1, n)), None
+            return torch.unflatten(y.transpose(1, 2).flatten(2), 0, (-1, n)), None
         q, k, v = (part.transpose(1, 2).flatten(0, 1).transpose(1, 2) for part in (q, k, v))
         y = attention(q, k, v, mask=mask, backend=backend)
-        return y.transpose(1, 2).flatten(2).unflatten(0, (-1, s)).transpose(1, 2), kept
+        return torch.unflatten(y.transpose(1, 2).flatten(2), 0, (-1, s)).transpose(1, 2), kept
 
     def _cross(self, x: Tensor, text: Tensor, backend: str) -> Tensor:
         n, s = x.shape[1:3]
         q = self._split(self.cross_q(x)).flatten(1, 2).transpose(1, 2)
-        k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.cross_kv(text).chunk(2, dim=-1)
-        )
+        k, v = (self._split(part).transpose(1, 2) for part in self.cross_kv(text).chunk(2, dim=-1))
         y = attention(q, k, v, backend=backend).transpose(1, 2).flatten(2)
-        out: Tensor = self.cross_out(y.unflatten(1, (n, s)))
+        out: Tensor = self.cross_out(torch.unflatten(y, 1, (n, s)))
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return torch.unflatten(x, -1, (self.heads, -1))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -187,13 +184,13 @@ def _unit(x: Tensor) -> Tensor:
 
 def patches(x: Tensor, patch: int) -> Tensor:
     """[B,c,n,h,w] to [B,n,h w / patch^2,c patch^2]."""
-    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    x = torch.unflatten(torch.unflatten(x, 4, (-1, patch)), 3, (-1, patch))
     return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
 
 
 def unpatches(tokens: Tensor, like: Tensor, patch: int) -> Tensor:
     """The inverse of `patches`, of the shape of `like`."""
     _, channels, _, height, width = like.shape
-    x = tokens.unflatten(3, (channels, patch, patch))
-    x = x.unflatten(2, (height // patch, width // patch))
+    x = torch.unflatten(tokens, 3, (channels, patch, patch))
+    x = torch.unflatten(x, 2, (height // patch, width // patch))
     return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)
