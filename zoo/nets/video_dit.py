@@ -222,7 +222,7 @@ class VideoDiT(OnLatents):
         n, rows, columns = x.shape[2], x.shape[3] // config.patch, x.shape[4] // config.patch
         tokens = self.read_in(patches(x, config.patch)) + self.first * first[..., None, None]
         condition = self._condition(times, text)
-        modulation = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
+        modulation = torch.unflatten(self.modulation(F.silu(condition)), -1, (6, -1))
         states = self.text_in(text)
         wide = torch.promote_types(x.dtype, torch.float32)
         angles = self.positions(place, rows, columns, dtype=wide)
