@@ -17,7 +17,8 @@ from tests.tiny_pipelines import sd_folder
 from zoo.data.caption_source import Captions
 from zoo.data.datamodule import ZooDataModule
 from zoo.errors import UserError
-from zoo.lit.callbacks import EMA, Checkpoints
+from zoo.lit.callbacks import EMA
+from zoo.lit.checkpoints import Checkpoints
 from zoo.lit.tiue import DistillationModule
 from zoo.nets.tiue import TiUEUNet
 from zoo.objectives.clip_term import ClipTerm

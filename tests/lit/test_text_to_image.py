@@ -19,7 +19,8 @@ from PIL import Image
 from tests.lit.test_distill import Keep
 from zoo.data.captioned import CaptionedPictures
 from zoo.data.datamodule import ZooDataModule
-from zoo.lit.callbacks import EMA, Checkpoints
+from zoo.lit.callbacks import EMA
+from zoo.lit.checkpoints import Checkpoints
 from zoo.lit.consistency import ConsistencyModule
 from zoo.lit.text_to_image import TextToImageModule
 from zoo.nets.tiue import t2i_tiny
