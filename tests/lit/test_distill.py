@@ -229,4 +229,5 @@ def test_a_given_student_begins_as_its_teacher(teacher: Path) -> None:
         weight.data.normal_()
     trained = module(teacher, net=net)
     assert trained.net is net
-    assert all(torch.equal(v, toy().state_dict()[k]) for k, v in net.state_dict().items())
+    expected = toy().state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in net.state_dict().items())

@@ -46,12 +46,13 @@ class ClipTerm:
         Raises:
             UserError: the folder holds no CLIP that transformers can read.
         """
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, CLIPModel
 
         try:
             net: Any = CLIPModel.from_pretrained(self.folder, local_files_only=True)
             words: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"the CLIP in {self.folder} can't be read: {said}") from error
         self._frozen.net = net.eval().requires_grad_(False).to(device)
