@@ -95,7 +95,7 @@ def test_speed_of_a_tokenizer_alone(tmp_path: Path) -> None:
     assert benchmark(arguments) == 0
     run = json.loads((tmp_path / "speed.json").read_text())["runs"][0]
     assert list(run["parts"]) == parts
-    assert run["parts"]["decode"]["flops"] > 1e9
+    assert run["parts"]["decode"]["flops"] > 5e8
     assert run["parts"]["decode"]["output_difference"] is None
     memory = {p: row["peak_memory_bytes"]["ours"] for p, row in run["parts"].items()}
     if memory["train"] is not None:

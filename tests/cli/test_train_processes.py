@@ -65,7 +65,7 @@ def test_sharded_adversarial_stage_is_refused(folder: Path) -> None:
     more = ("--trainer.devices", 2, "--trainer.strategy", "fsdp2")
     for one in ranks(command, folder, *more, folder=folder / "said", config="kl_vae_video_gan"):
         assert one.wait() == 2
-        assert "error: FSDP2: the adversarial stage balances gradients on whole" in one.said
+        assert "error: FSDP2: the adversarial stage needs whole weights" in one.said
 
 
 def test_resume_under_slurm_after_its_signal(folder: Path) -> None:
