@@ -149,7 +149,7 @@ def test_a_long_prompt_is_cut_and_said(
         ({"steps": 0}, "0 steps: the schedule has 1000, give 1 to 1000"),
         ({"steps": 1001}, "1001 steps: the schedule has 1000"),
         ({"timesteps": [1000, 5]}, "leave the schedule"),
-        ({"timesteps": []}, "at least one step"),
+        ({"timesteps": []}, "0 steps: the schedule has 1000, give 1 to 1000"),
         ({"anchors": 5}, "5 anchors for 4 time steps"),
         ({"at_once": 0}, "0 decoder passes"),
         ({"num_images_per_prompt": 0}, "0 pictures a prompt"),

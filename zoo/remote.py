@@ -231,13 +231,16 @@ def _one_sentence(what: str) -> Iterator[None]:
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{what} ({(str(error).splitlines() or [''])[0][:160]})") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (HfHubHTTPError.__bases__[0], OSError) as error:  # its client's own, whichever that is
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{what}: the disk is full, free space or set HF_HOME") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+            where = getattr(error, "filename", None)
             raise UserError(
-                f"{what}: the hub's cache can't be written ({error.filename}), set HF_HOME"
+                f"{what}: the hub's cache can't be written ({where}), set HF_HOME"
             ) from error
-        raise Unavailable(f"{what} ({error}): load dir:FOLDER, or try again later") from error
+        why = (str(error).splitlines() or [""])[0][:160]
+        raise Unavailable(f"{what} ({why}): load dir:FOLDER, or try again later") from error
     finally:
         chatter.setLevel(level)

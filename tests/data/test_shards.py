@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,24 +73,26 @@ def keys_of_epoch(
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2), (3, 0), (5, 1)])
 def test_no_sample_is_lost_or_doubled(pictures: Path, ranks: int, workers: int) -> None:
-    """Counted over ranks x workers x epochs; only what fills no batch on all ranks waits."""
+    """Counted over ranks x workers x epochs; what fills no batch on all ranks opens the next."""
     source = opened(pictures)
-    chunk = 2 * ranks
-    seen: Counter[str] = Counter()
-    orders = []
-    for epoch in range(3):
+    steps = 37 // (2 * ranks)
+    drawn: list[str] = []
+    for epoch in range(4):
         parts = [
             keys_of_epoch(source, epoch=epoch, rank=rank, ranks=ranks, workers=workers)
             for rank in range(ranks)
         ]
-        assert len({len(part) for part in parts}) == 1, "all ranks take as many steps"
-        together = Counter(key for part in parts for key in part)
-        assert max(together.values()) == 1
-        assert sum(together.values()) == 37 - 37 % chunk
-        seen += together
-        orders.append(parts[0])
-    assert orders[0] != orders[1] != orders[2]
-    assert len(seen) == 37, "nobody waits for ever"
+        assert {len(part) for part in parts} == {2 * steps}, "all ranks take as many steps"
+        drawn += [key for turn in zip(*parts, strict=True) for key in turn]
+    passes = [drawn[start : start + 37] for start in range(0, len(drawn), 37)]
+    assert len(passes) == 4
+    assert len(passes[-1]) == 4 * 2 * ranks * steps - 3 * 37
+    assert all(len(set(one)) == len(one) for one in passes), "nothing is doubled in a pass"
+    assert all(set(one) == set(passes[0]) for one in passes[:3]), "nothing is lost in one"
+    assert passes[0] != passes[1] != passes[2]
+    counts = Counter(drawn)
+    assert len(counts) == 37
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_evaluation_sees_everything_once_in_order(pictures: Path) -> None:
@@ -116,9 +119,15 @@ def test_a_stopped_epoch_goes_on_where_it_was(pictures: Path) -> None:
     source = opened(pictures)
     order = partial(source.order, chunk=4, ranks=2)
     for rank in (0, 1):
-        make = partial(EpochSampler, 37, chunk=4, shuffle=True, seed=1, rank=rank, ranks=2, epoch=2)
-        whole = list(make(order=order))
-        assert list(make(order=order, skip=12)) == whole[6:]
+        make = partial(EpochSampler, 37, chunk=4, shuffle=True, seed=1, rank=rank, ranks=2)
+        whole = make(order=order)
+        epochs = []
+        for epoch in (2, 3):
+            whole.set_epoch(epoch)
+            epochs.append(list(whole))
+        rest = list(make(order=order, used=lambda: 2 * 36 + 12))
+        assert len(rest) == 18
+        assert rest == (epochs[0] + epochs[1])[6:24]
 
 
 def test_resampling_draws_with_replacement(pictures: Path) -> None:
@@ -503,6 +512,50 @@ def test_bucket_batches_over_ranks(tmp_path: Path) -> None:
     assert len(set(order.tolist())) == 36
     for batch in order.reshape(-1, chunk):
         assert len(set(source._bucket[batch].tolist())) == 1
+
+
+@pytest.mark.parametrize("resample", [None, 40])
+def test_bucket_batches_over_passes(tmp_path: Path, resample: int | None) -> None:
+    """Every batch of all ranks has one shape, in each pass and after a stop, by whatever batch."""
+    for number in range(40):
+        picture(tmp_path / "data" / f"p{number}.png", number, (48, 32) if number % 5 else (32, 48))
+    shard_folder(tmp_path / "data", tmp_path / "out", ShardSettings(shard_mb=0.002))
+    buckets = Buckets(32, frames=(1,), multiple=8)
+    source = opened(tmp_path / "out", buckets=buckets, resample=resample)
+    assert source.in_chunks
+    parts = []
+    for rank in range(2):
+        data = ZooDataModule(source, batch_size=3, seed=3)
+        data._ranks = lambda rank=rank: (rank, 2)  # type: ignore[method-assign, misc]
+        loader = data.train_dataloader()
+        part: list[Batch] = []
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            part += loader
+        parts.append(part)
+    assert len(parts[0]) == len(parts[1]) == 3 * 6
+    for both in zip(*parts, strict=True):
+        assert len({tuple(batch.pixels.shape) for batch in both}) == 1
+    if resample is None:
+        for begin in range(0, 18, 6):
+            keys = [k for part in parts for batch in part[begin : begin + 6] for k in batch.key]
+            assert len(set(keys)) == len(keys) == 36
+    assert len({tuple(batch.pixels.shape) for batch in parts[0]}) == 2
+
+
+def test_buckets_resumed_with_another_batch_size(tmp_path: Path) -> None:
+    for number in range(40):
+        picture(tmp_path / "data" / f"p{number}.png", number, (48, 32) if number % 5 else (32, 48))
+    shard_folder(tmp_path / "data", tmp_path / "out", ShardSettings(shard_mb=0.002))
+    source = opened(tmp_path / "out", buckets=Buckets(32, frames=(1,), multiple=8))
+    data = ZooDataModule(source, batch_size=4)
+    progress = SimpleNamespace(total=SimpleNamespace(processed=3))
+    epochs = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(fit_loop=epochs, global_rank=0, world_size=1)  # type: ignore[assignment]
+    data.load_state_dict({"used": 9})  # three batches of 3
+    loader = data.train_dataloader()
+    assert data.state_dict() == {"used": 8}
+    assert [len(batch.key) for batch in loader] == [4] * 10  # batches of one shape, else no stack
 
 
 def test_mistakes_of_buckets(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     # imported once the arguments are known to be right: it takes seconds
     import diffusers
 
+    from zoo.diffusion.noise import check_seeds
     from zoo.open_pipeline import open_pipeline
 
     diffusers.utils.logging.set_verbosity_error()
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
     jobs = [text for text in prompts for _ in range(options.number)]
     first = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    check_seeds(range(first, first + len(jobs)))
     pictures: list[Any] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

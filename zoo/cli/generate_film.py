@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{options.output} is no film: end its name in {', '.join(SUFFIXES)}")
     checked_device(options.device)
 
+    from zoo.diffusion.noise import check_seeds
     from zoo.diffusion.paths import sampling_times
     from zoo.video_pipeline import VideoPipeline
 
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
     jobs = [text for text in prompts for _ in range(options.number)]
     first = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    check_seeds(range(first, first + len(jobs)))
     paths = _paths(options.output, jobs, first)
     rows: list[list[Any]] = []
     with progress_bar("frames", options.frames * len(jobs)) as bar:

@@ -162,6 +162,8 @@ class ZooDataModule(LightningDataModule):
                 self._used = (whole + self._old["batches"]) * chunk
                 self._old = {}
             if self._begun is None:
+                if self.train.in_chunks:  # after a run with another batch size
+                    self._used -= self._used % chunk
                 self._begun = self._steps()
         sampler = EpochSampler(
             length,

@@ -74,6 +74,11 @@ class Mixture(Dataset[Sample]):
         """Samples of an epoch that fill whole chunks."""
         return sum(count - count % chunk for count in self.counts())
 
+    @property
+    def in_chunks(self) -> bool:
+        """See `Source.in_chunks`."""
+        return True
+
     def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """The indices of an epoch, shuffled; each `chunk` in a row are of one source."""
         chunks, start = [], 0

@@ -220,8 +220,10 @@ class ShardSource(Source):
 
     def length(self, chunk: int) -> int:
         """See `Source.length`; with buckets, what fills whole batches of one."""
-        if self.buckets is None or self.resample is not None:
+        if self.buckets is None:
             return len(self)
+        if self.resample is not None:
+            return self.resample - self.resample % chunk
         counts = np.bincount(self._bucket, minlength=len(self.buckets.shapes))
         for shape, count in zip(self.buckets.shapes, counts, strict=True):
             if 0 < count < chunk:
@@ -229,6 +231,11 @@ class ShardSource(Source):
                     "%d samples of bucket %s never fill a batch of %d", count, shape, chunk
                 )
         return int((counts - counts % chunk).sum())
+
+    @property
+    def in_chunks(self) -> bool:
+        """See `Source.in_chunks`."""
+        return self.buckets is not None
 
     def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """Shards in random order, a part for each rank, shuffled within a window.

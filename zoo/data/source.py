@@ -197,6 +197,11 @@ class Source(Dataset[Sample], ABC):
         """Samples of an epoch that batches of `chunk`, all ranks together, can be made of."""
         return len(self)
 
+    @property
+    def in_chunks(self) -> bool:
+        """Whether `order` gives samples chunk by chunk, which an epoch may then not cut in two."""
+        return False
+
     def order(self, rng: np.random.Generator, *, chunk: int, ranks: int = 1) -> NDArray[np.int64]:
         """The indices of an epoch in the order they are drawn; `ranks` take turns.
 

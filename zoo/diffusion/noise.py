@@ -11,6 +11,16 @@ from torch import Tensor
 from zoo.errors import UserError
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes.
+
+    Raises:
+        UserError: one is below 0 or above 2^63 - 1.
+    """
+    if wrong := [s for s in seeds if not 0 <= s < 2**63]:
+        raise UserError(f"seeds {wrong[:3]}: give numbers from 0 to 2^63 - 1")
+
+
 def noise_generators(
     count: int,
     seed: int | Sequence[int] | None,
@@ -30,8 +40,7 @@ def noise_generators(
     else:
         first = random.SystemRandom().randrange(2**31 - count) if seed is None else seed
         seeds = [first + i for i in range(count)] if isinstance(first, int) else list(first)
-        if any(not 0 <= s < 2**63 for s in seeds):
-            raise UserError(f"seeds {seeds}: give numbers from 0 to 2^63 - 1")
+        check_seeds(seeds)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
     if len(generators) != count:
         raise UserError(

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.data.container import open_container
 from zoo.data.source import Source
 from zoo.data.writer import VideoWriter
 
@@ -44,7 +45,7 @@ def plain_pyav(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> L
     def load(number: int) -> Tensor:
         rng = np.random.default_rng((seed, number))
         path = paths[int(rng.integers(len(paths)))]
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        with open_container(path) as container:
             stream = container.streams.video[0]
             gap = 1 / float(stream.average_rate or 25)
             length = float((stream.duration or 0) * (stream.time_base or Fraction(1)))
@@ -154,7 +155,7 @@ def make_long_film(path: Path, *, seconds: int = 600, width: int = 1280, height:
     with VideoWriter(piece, width=width, height=height, rate=Fraction(25), quality=23) as writer:
         for number in range(250):
             writer.write(np.roll(picture, (2 * number, 3 * number), axis=(0, 1)))
-    with av.open(str(piece), options={"protocol_whitelist": "file"}) as source:
+    with open_container(piece) as source:
         stream = source.streams.video[0]
         packets = [packet for packet in source.demux(stream) if packet.size]
         span = int(10 / (stream.time_base or Fraction(1)))
