@@ -64,5 +64,6 @@ def _clips(options: object) -> Iterator[Tensor]:
 
     values = vars(options)
     source = VideoFolder(values["data"], frames=values["frames"], size=values["size"], train=False)
+    source.prepare()
     for number in range(min(values["clips"], len(source))):
         yield source[number].pixels[None]

@@ -25,11 +25,13 @@ def class_name(folder: Path) -> str:
     if not path.is_file():
         raise UserError(f"{folder} is not a folder of a diffusers model: it has no {CONFIG_FILE}")
     try:
-        kind: str = json.loads(path.read_text())["_class_name"]
+        kind = json.loads(path.read_text())["_class_name"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not JSON with a _class_name ({error}): save it again"
         ) from error
+    if not isinstance(kind, str):
+        raise UserError(f"{path} names no class, its _class_name is {kind!r}: save it again")
     return kind
 
 
@@ -55,12 +57,16 @@ def load_module(kind: Any, folder: Path) -> Any:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype | None:
-    """The type of the first tensor; None for old folders with pickles (read as tensors alone)."""
+    """The type of the first tensor that isn't of integers (they count); None for old folders.
+
+    Old folders hold pickles, which are read as tensors alone.
+    """
     for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 dtype: torch.dtype = file.get_tensor(name).dtype
-                return dtype
+                if dtype.is_floating_point:
+                    return dtype
     return None
 
 

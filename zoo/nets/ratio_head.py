@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from zoo.errors import UserError
@@ -34,6 +32,10 @@ class RatioHead(nn.Module):
         self, *, channels: int = 4, text_dim: int = 384, width: int = 64, blocks: int = 3
     ) -> None:
         super().__init__()
+        # imported here: it takes seconds, and listing the presets imports every net
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+        from diffusers.models.resnet import ResnetBlock2D
+
         if width < 1 or width % _GROUPS or blocks < 1:
             raise UserError(
                 f"width = {width}, blocks = {blocks}: give a multiple of {_GROUPS} and at least 1"

@@ -146,7 +146,7 @@ class Foreign(Tokenizer):
         try:
             return self._calls.encode(self.vae, x, carry)
         except NotImplementedError as error:
-            raise self._unserved(x) from error
+            raise self._unserved(x, self.config.kind, error) from error
 
     def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         self._check(z, "latents", carry)
@@ -154,7 +154,7 @@ class Foreign(Tokenizer):
         try:
             y = self._calls.decode(self.vae, given, carry, steps=steps, noise=noise)
         except NotImplementedError as error:
-            raise self._unserved(z) from error
+            raise self._unserved(z, self.config.decoder or self.config.kind, error) from error
         if given is z:
             return y
         t, h, w = self.compression
@@ -172,10 +172,15 @@ class Foreign(Tokenizer):
                 f"{self.config.kind} can't stream ({self.why_whole}): give the whole clip"
             )
 
-    def _unserved(self, x: Tensor) -> UserError:
+    def _unserved(self, x: Tensor, kind: str, error: NotImplementedError) -> UserError:
+        if torch.is_grad_enabled() and "backward" in str(error):
+            return UserError(
+                f"torch has no gradient on {x.device.type} of the attention in {kind}: run it "
+                "under torch.no_grad()"
+            )
         return UserError(
-            f"torch has no {_spell(x.dtype)} kernel on {x.device.type} that {self.config.kind} "
-            "needs: load it with dtype=torch.float32"
+            f"torch has no {_spell(x.dtype)} kernel on {x.device.type} that {kind} needs: load it "
+            "with dtype=torch.float32"
         )
 
 
