@@ -427,7 +427,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         assets.fetch_group("film")
 
 
-def _is_package(provider: assets.Provider) -> bool:
+def _is_package(provider: object) -> bool:
     """Whether it is from an index of packages: PyPI, Debian, or npm with its fixed addresses."""
     if isinstance(provider, Url):
         return provider.address.startswith("https://registry.npmjs.org/")

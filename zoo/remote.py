@@ -211,6 +211,8 @@ def _one_sentence(what: str) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    # requests', httpx' or httpx2's, by the hub's version
+    client_error: Any = HfHubHTTPError.__bases__[0]
     chatter = logging.getLogger("huggingface_hub")
     level = chatter.level
     chatter.setLevel(logging.ERROR)  # it tells of every retry; our one sentence says the outcome
@@ -231,7 +233,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{what} ({(str(error).splitlines() or [''])[0][:160]})") from error
-    except (HfHubHTTPError.__bases__[0], OSError) as error:  # its client's own, whichever that is
+    except (client_error, OSError) as error:
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{what}: the disk is full, free space or set HF_HOME") from error
