@@ -117,7 +117,11 @@ class ZooCLI(LightningCLI):
                 *([] if self.samples is None else [self.samples]),
                 self.checkpoints,
                 Peers(),
-                *([TQDMProgressBar(refresh_rate=10)] if config.trainer.enable_progress_bar else []),
+                *(
+                    [TQDMProgressBar(refresh_rate=10)]
+                    if config.trainer.enable_progress_bar is not False  # None is yes
+                    else []
+                ),
             ],
             plugins=[*given, self.files],
             enable_checkpointing=False,
