@@ -25,7 +25,7 @@ from zoo.metrics.networks import load_transnet
 from zoo.objectives.latent_video import LatentVideoObjective
 from zoo.video_pipeline import VideoPipeline
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "latent_video.yaml"
+CONFIG = Path(__file__).parent / "moving_squares.yaml"
 
 
 def command(name: str, *arguments: object) -> int:
