@@ -27,6 +27,9 @@ PRELOAD = ["tests.training_setups", "zoo.cli.train"]
 @functools.cache
 def server() -> ForkServerContext:
     """The server; it starts with the first process."""
+    # site-packages may hold a package `tests` of somebody else's, which would be found first
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
