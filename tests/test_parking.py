@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,13 +42,22 @@ def test_tensors_come_back_as_they_were() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_parked_states_take_no_memory() -> None:
+    # in a process of its own: one that has trained keeps freed memory (kernels/allocator.py)
+    subprocess.run(
+        [sys.executable, "-c", "from tests.test_parking import parks; parks()"],
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+def parks() -> None:
+    """Park 400 MB and get them back, within 60 MB."""
     before = resident()
     parked = [park({"x": torch.full((25_000_000,), float(i))}) for i in range(4)]
-    # of 400 MB; a process that has trained keeps the memory of the last one (kernels/allocator.py)
-    assert resident() - before < 160
+    assert resident() - before < 60
     for i, state in enumerate(parked):
         assert unpark(state, CPU)["x"][-1] == i
-    assert resident() - before < 160
+    assert resident() - before < 60
 
 
 def test_no_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
