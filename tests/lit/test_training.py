@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from tests.training_setups import NARROW
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.sources import VideoFolder
 from zoo.data.video import VideoWriter
@@ -60,19 +61,7 @@ def data(films: Path, *, validate: bool = True) -> ZooDataModule:
 
 def vae(**changes: Any) -> KLVAEVideo:
     """Tiny, without a shortcut."""
-    values: dict[str, Any] = {
-        "latent_channels": 4,
-        "context_dim": 8,
-        "context_mults": (1, 1),
-        "context_channels": 8,
-        "space_down": (1, 0),
-        "time_down": (1, 1),
-        "padding": "zeros",
-        "block": "light",
-        "patch": 4,
-        "top_blocks": 1,
-    }
-    return KLVAEVideo(KLVAEVideoConfig(**(values | changes)))
+    return KLVAEVideo(KLVAEVideoConfig(**(NARROW | changes)))
 
 
 def cdt() -> CDT:

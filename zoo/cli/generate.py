@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from zoo.cli import Parser, generate_film, say
 from zoo.cli.device import checked_device
-from zoo.data.captions import read_captions
+from zoo.cli.prompts import given_prompts
 from zoo.data.sheet import grid, save_png
 from zoo.errors import RunError, UserError
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), help="default: as stored")
     options = parser.parse_args(arguments)
-    prompts = _prompts(options)
+    prompts = given_prompts(options, what="picture")
     for name in ("number", "batch"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give at least 1")
@@ -123,18 +123,6 @@ def main(arguments: Sequence[str]) -> int:
     save_png(grid(pictures, _columns(len(jobs), options.number)), options.output)
     say(str(options.output))
     return 0
-
-
-def _prompts(options: Any) -> list[str]:
-    if options.prompts is not None and options.prompt:
-        raise UserError("prompts come from the command line or from --prompts: give one of them")
-    prompts = options.prompt if options.prompts is None else read_captions(options.prompts)
-    if not prompts:
-        raise UserError("there is no prompt: describe a picture, or give a file with --prompts")
-    for number, text in enumerate(prompts, start=1):
-        if not text.strip():
-            raise UserError(f"prompt {number} of {len(prompts)} is empty: describe the picture")
-    return list(prompts)
 
 
 def _check_output(path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from zoo.cli import Parser, say
 from zoo.cli.device import checked_device
 from zoo.cli.film_options import parse_rate, parse_size, progress_bar
-from zoo.data.captions import read_captions
+from zoo.cli.prompts import given_prompts
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=4, help="films at once (default 4)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    prompts = _prompts(options)
+    prompts = given_prompts(options, what="film")
     for name in ("number", "batch"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give at least 1")
@@ -160,18 +160,6 @@ def _save_sheet(rows: list[list[Any]], path: Path) -> None:
     from zoo.data.sheet import grid, save_png
 
     save_png(grid([Image.fromarray(picture) for row in rows for picture in row], 3), path)
-
-
-def _prompts(options: Any) -> list[str]:
-    if options.prompts is not None and options.prompt:
-        raise UserError("prompts come from the command line or from --prompts: give one of them")
-    prompts = options.prompt if options.prompts is None else read_captions(options.prompts)
-    if not prompts:
-        raise UserError("there is no prompt: describe a film, or give a file with --prompts")
-    for number, text in enumerate(prompts, start=1):
-        if not text.strip():
-            raise UserError(f"prompt {number} of {len(prompts)} is empty: describe the film")
-    return list(prompts)
 
 
 def _check_output(path: Path) -> None:

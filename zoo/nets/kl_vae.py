@@ -17,8 +17,9 @@ from zoo.diffusion.samplers import Noise
 from zoo.kernels.processor import set_attention
 from zoo.nets.blocks3d import depth_to_space, space_to_depth
 from zoo.nets.pca import BlockPCA, PCAConfig
+from zoo.nets.pictures import PictureTokenizer
 from zoo.nets.posterior import Posterior
-from zoo.nets.tokenizer import Size, Tokenizer
+from zoo.nets.tokenizer import Size
 from zoo.registry import register
 from zoo.streaming import Carry, name_slots
 
@@ -55,7 +56,7 @@ class KLVAEConfig:
         return 1, space, space
 
 
-class KLVAE(Tokenizer):
+class KLVAE(PictureTokenizer):
     """An image tokenizer; videos [B,3,T,H,W] frame by frame, pictures [B,3,H,W] too."""
 
     architecture: ClassVar[str] = "kl_vae"
@@ -110,36 +111,6 @@ class KLVAE(Tokenizer):
         """The weight that makes the pixels; the adversarial stage balances gradients on it."""
         weight: Tensor = self.vae.decoder.conv_out.weight
         return weight
-
-    def encode(self, x: Tensor) -> Posterior:
-        """As `Tokenizer.encode`; pictures [B,3,H,W] give a posterior over [B,c,h,w]."""
-        if x.ndim != 4:
-            return super().encode(x)
-        posterior = super().encode(x.unsqueeze(2))
-        logvar = posterior.logvar
-        return Posterior(posterior.mean.squeeze(2), None if logvar is None else logvar.squeeze(2))
-
-    def decode(
-        self,
-        z: Tensor,
-        *,
-        size: Size | None = None,
-        steps: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As `Tokenizer.decode`; latents [B,c,h,w] give [B,3,H,W] (`size` is then (1,H,W))."""
-        if z.ndim != 4:
-            return super().decode(z, size=size, steps=steps, generator=generator)
-        x = super().decode(z.unsqueeze(2), size=size, steps=steps, generator=generator)
-        return x.squeeze(2)
-
-    def reconstruct(
-        self, x: Tensor, *, steps: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Encode to the posterior mean and decode: the shape of `x`, [B,3,T,H,W] or [B,3,H,W]."""
-        if x.ndim != 4:
-            return super().reconstruct(x, steps=steps, generator=generator)
-        return super().reconstruct(x.unsqueeze(2), steps=steps, generator=generator).squeeze(2)
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         moments = self.vae.encoder(_frames(space_to_depth(x, self.config.patch)))

@@ -13,8 +13,9 @@ from zoo.diffusion.samplers import Noise
 from zoo.errors import UserError
 from zoo.nets.foreign.calls import CALLS, repeat_latents
 from zoo.nets.foreign.table import ENTRIES
+from zoo.nets.pictures import PictureTokenizer
 from zoo.nets.posterior import Posterior
-from zoo.nets.tokenizer import Size, Tokenizer, missing_frames
+from zoo.nets.tokenizer import Size, missing_frames
 from zoo.streaming import Carry
 
 _LOG = logging.getLogger("zoo")
@@ -36,7 +37,7 @@ class ForeignConfig:
     decoder_settings: dict[str, Any] = field(default_factory=dict)
 
 
-class Foreign(Tokenizer):
+class Foreign(PictureTokenizer):
     """A wrapped diffusers autoencoder; its module keeps diffusers' own keys under `vae.`.
 
     Latents are the class's own; `latent_mean` and `latent_std` are what its authors published, so
@@ -101,12 +102,6 @@ class Foreign(Tokenizer):
         Raises:
             UserError: also for pixels of another dtype than the net's.
         """
-        if x.ndim == 4:
-            posterior = self.encode(x.unsqueeze(2))
-            logvar = posterior.logvar
-            return Posterior(
-                posterior.mean.squeeze(2), None if logvar is None else logvar.squeeze(2)
-            )
         time = self.compression[0]
         if x.ndim == 5 and (missing := missing_frames(x.shape[2], time)) and not self._padding_told:
             self._padding_told = True
@@ -118,28 +113,6 @@ class Foreign(Tokenizer):
                 missing,
             )
         return super().encode(x)
-
-    def decode(
-        self,
-        z: Tensor,
-        *,
-        size: Size | None = None,
-        steps: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As `Tokenizer.decode`; latents [B,c,h,w] give [B,3,H,W] (`size` is then (1,H,W))."""
-        if z.ndim != 4:
-            return super().decode(z, size=size, steps=steps, generator=generator)
-        x = super().decode(z.unsqueeze(2), size=size, steps=steps, generator=generator)
-        return x.squeeze(2)
-
-    def reconstruct(
-        self, x: Tensor, *, steps: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Encode to the posterior mean and decode: the shape of `x`, [B,3,T,H,W] or [B,3,H,W]."""
-        if x.ndim != 4:
-            return super().reconstruct(x, steps=steps, generator=generator)
-        return super().reconstruct(x.unsqueeze(2), steps=steps, generator=generator).squeeze(2)
 
     def _encode(self, x: Tensor, carry: Carry | None) -> Posterior:
         self._check(x, "pixels", carry)
