@@ -120,7 +120,7 @@ def load(
             pipeline folder its UNet, a diffusers autoencoder's folder a `Foreign` tokenizer.
         revision: branch, tag or commit of an `hf:` repository, in place of `@REVISION`.
         device: where to put it.
-        dtype: floating-point type; None keeps the stored one.
+        dtype: floating-point type; None keeps the stored one (float32 for float16 on a CPU).
         accept_license: accept the terms of foreign weights that are gated or restricted.
 
     Raises:
@@ -130,14 +130,22 @@ def load(
     folder = find_folder(name_or_path, revision=revision, accept_license=accept_license)
     if holds_foreign(folder):
         entry = published().get(name_or_path)
-        return load_foreign(folder, entry=entry).to(device=device, dtype=dtype)
+        return _placed(load_foreign(folder, entry=entry), device, dtype)
+    check_sha256(folder, read_metrics(folder))
     if (unet := unet_folder(folder)) is not None:
         from zoo.nets.tiue.folder import load_unet
 
-        return nn.Module.to(load_unet(unet), device=device, dtype=dtype)
-    check_sha256(folder, read_metrics(folder))
+        return _placed(load_unet(unet), device, dtype)
     matching("*", None)  # importing the nets makes their architectures known
-    return Pretrained.from_pretrained(folder).to(device=device, dtype=dtype)
+    return _placed(Pretrained.from_pretrained(folder), device, dtype)
+
+
+def _placed(net: nn.Module, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
+    if dtype is None and torch.device(device).type == "cpu":
+        stored = {p.dtype for p in net.parameters()}
+        dtype = torch.float32 if torch.float16 in stored else None
+    # not the net's own `to`: diffusers' warns of what doesn't concern it
+    return nn.Module.to(net, device=device, dtype=dtype)
 
 
 def _json(unet: Path) -> dict[str, Any]:

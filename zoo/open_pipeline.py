@@ -17,6 +17,7 @@ from zoo.errors import UserError
 from zoo.hub import find_folder
 from zoo.nets.tiue.folder import load_unet
 from zoo.pipelines import TiUEPipeline
+from zoo.remote import check_sha256, read_metrics
 
 
 def open_pipeline(
@@ -39,6 +40,7 @@ def open_pipeline(
     diffusers: Any = TiUEPipeline  # diffusers' methods have no types
     with _one_sentence(name):
         folder = pipeline_folder(name)
+        check_sha256(folder, read_metrics(folder))
         made = diffusers.from_pretrained(folder, unet=load_unet(folder / "unet"))
     if dtype is None:
         dtype = made.unet.dtype

@@ -18,6 +18,7 @@ from zoo.nets.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 _LOG = logging.getLogger("zoo")
 _TIMEOUT_S = 10.0
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PIPELINE_FILE = "model_index.json"
 _CARD = ("README.md", "metrics.json")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _SOURCE = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
@@ -62,7 +63,7 @@ def fetch_repo(repo: str, revision: str | None = None) -> Path:
     """
     where = f"{repo}@{revision}" if revision else repo
     config = _file(repo, CONFIG_FILE, revision, where) or _file(
-        repo, "model_index.json", revision, where
+        repo, _PIPELINE_FILE, revision, where
     )
     if config is None:
         raise UserError(
@@ -92,7 +93,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Upload a model folder in one commit: card, config, metrics and weights.
 
     Args:
-        folder: with README.md, config.json, metrics.json and model.safetensors.
+        folder: with README.md, metrics.json, config.json (of a pipeline: model_index.json) and
+            weights.
         repo: `ORG/REPO`, made if it isn't there.
         private: whether a new repository is.
 
@@ -108,7 +110,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = False) -> str:
     folder = Path(folder)
     if parse_source(repo) != (repo, None):
         raise UserError(f"'{repo}' is no repository to push to: write ORG/REPO")
-    read_config(folder)
+    if not (folder / _PIPELINE_FILE).is_file():
+        read_config(folder)
     check_card(folder)
     api = HfApi()
     with _one_sentence(f"can't push {folder} to {repo}"):
@@ -116,7 +119,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = False) -> str:
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *_CARD, "*.csv"],
+            allow_patterns=[*_CARD, "*.json", "*.safetensors", "*.csv"],
             commit_message=f"{folder.name} from the generative vision zoo",
         )
     return str(done.commit_url)
@@ -128,7 +131,7 @@ def check_card(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: card, weights, licence or metrics are missing, or the weights are others.
     """
-    for name in (*_CARD, WEIGHTS_FILE):
+    for name in (*_CARD, weights_of(folder).relative_to(folder)):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: what is published has its card and metrics")
     text = read_metrics(folder)
@@ -153,13 +156,20 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return text
 
 
+def weights_of(folder: Path) -> Path:
+    """The file that `sha256` in metrics.json is of: the net's weights, in a pipeline the UNet's."""
+    if (folder / _PIPELINE_FILE).is_file():
+        return folder / "unet" / _DIFFUSERS_WEIGHTS
+    return folder / WEIGHTS_FILE
+
+
 def check_sha256(folder: Path, metrics: dict[str, Any]) -> None:
     """Compare weights with the `sha256` of their metrics, where it is given.
 
     Raises:
         UserError: they are others.
     """
-    want, weights = metrics.get("sha256"), folder / WEIGHTS_FILE
+    want, weights = metrics.get("sha256"), weights_of(folder)
     if want is not None and weights.is_file() and (got := sha256(weights)) != want:
         raise UserError(
             f"{weights} has sha256 {got}, not {want} as metrics.json beside it says: "

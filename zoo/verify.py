@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from zoo.benchmark.data import open_data
 from zoo.benchmark.models import Coder, generator_for
@@ -15,11 +18,24 @@ from zoo.benchmark.protocol import protocol
 from zoo.errors import RunError, UserError
 from zoo.hub import load
 from zoo.metrics.evaluation import Scorer
+from zoo.metrics.reconstruction import noisy_input_gain
+from zoo.nets.cdt import CDT
 from zoo.remote import check_card
 
 CLIPS = 8
 DIGITS = {"psnr": 2, "ssim": 3}
 """Metrics that a subset records, and to how many decimals: those that need no network's file."""
+
+GAMMAS, STEPS = (0.0, 0.8, 1.0), (1, 2, 4)
+_FIELDS = {"data", "clips", "protocol", "values"}
+_PICTURE_FIELDS = {"prompts", "seeds", "values"}
+
+
+class Pipeline(Protocol):
+    """What makes pictures of prompts."""
+
+    def __call__(self, prompt: Any, *, seed: Any, output_type: str) -> Any:
+        """Pictures as `.images`."""
 
 
 @torch.no_grad()
@@ -46,9 +62,7 @@ def subset(
     count = 0
     for clip in chosen.clips():
         x = clip.pixels[None].float() / 127.5 - 1
-        size = (x.shape[2], x.shape[3], x.shape[4])
-        y = coder.decode(coder.encode(x), size=size, steps=1, generator=generator_for(clip.key, 0))
-        y = (y.clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+        y = _decoded(coder, coder.encode(x), x, key=clip.key, steps=1)
         for name in sums:
             sums[name] += float(scorer.metrics[name].values(y, x))
         count += 1
@@ -60,6 +74,89 @@ def subset(
         "protocol": chosen.protocol.hash(chosen.definition),
         "values": {name: round(total / count, DIGITS[name]) for name, total in sums.items()},
     }
+
+
+@torch.no_grad()
+def picture_subset(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+    """What metrics.json of a text-to-image model keeps as `subset`.
+
+    Args:
+        pipeline: opened from the folder that ships, in float32 on the CPU.
+        prompts: what it shows.
+        seeds: of the pictures of each prompt, two or more.
+
+    Returns:
+        `prompts`, `seeds` and `values`: `diversity`, LPIPS-Alex over the pairs of a prompt's
+        pictures, mean over prompts.
+
+    Raises:
+        UserError: LPIPS' network can't be had.
+    """
+    from zoo.objectives.perceptual import Perceptual
+
+    lpips = Perceptual("alexnet")
+    lpips.load()
+    distances = []
+    for prompt in prompts:
+        made = pipeline([prompt] * len(seeds), seed=list(seeds), output_type="pt").images
+        pictures = made.float()
+        first, second = torch.triu_indices(len(seeds), len(seeds), 1)
+        distances.append(lpips(pictures[first], pictures[second]).mean())
+    return {
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "values": {"diversity": round(float(torch.stack(distances).mean()), 3)},
+    }
+
+
+@torch.no_grad()
+def sampling(net: CDT, *, data: str = "package-clips", every: int = 8) -> dict[str, Any]:
+    """How a diffusion decoder depends on its noise: what metrics.json keeps as `sampling`.
+
+    Args:
+        net: with its weights as they ship.
+        data: as `zoo benchmark reconstruction --data` takes it.
+        every: so many clips further for the next that is measured.
+
+    Returns:
+        `data`, `clips`, `every`, `xt_gain_db` (see `noisy_input_gain`) and `rows`: means of psnr
+        and lpips by gamma and steps.
+    """
+    chosen = open_data(data, partial(protocol, "zoo"), limit=None)
+    clips = list(islice(chosen.clips(), 0, None, every))
+    scorer = Scorer()
+    gains, rows = [], []
+    latents = []
+    for clip in clips:
+        x = clip.pixels[None].float() / 127.5 - 1
+        gains.append(noisy_input_gain(net, x, generator=generator_for(clip.key, 0)))
+        latents.append((clip.key, x, net.encode(x).mean))
+    for gamma in GAMMAS:
+        coder = Coder("", net.with_sampling(gamma=gamma))
+        for steps in STEPS:
+            found = [
+                scorer(_decoded(coder, z, x, key=key, steps=steps), x) for key, x, z in latents
+            ]
+            means = {
+                name: float(torch.cat([f[name] for f in found]).mean())
+                for name in ("psnr", "lpips")
+                if name in found[0]
+            }
+            rows.append({"gamma": gamma, "steps": steps, **means})
+    return {
+        "data": data,
+        "clips": len(clips),
+        "every": every,
+        "xt_gain_db": float(torch.cat(gains).mean()),
+        "rows": rows,
+    }
+
+
+def _decoded(coder: Coder, z: Tensor, x: Tensor, *, key: str, steps: int) -> Tensor:
+    """Pixels as a film would hold them: rounded to whole grey levels."""
+    size = (x.shape[2], x.shape[3], x.shape[4])
+    y = coder.decode(z, size=size, steps=steps, generator=generator_for(key, 0))
+    return (y.clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
 
 
 def verify(folder: Path) -> str:
@@ -74,13 +171,23 @@ def verify(folder: Path) -> str:
     """
     kept = check_card(folder).get("subset")
     path = folder / "metrics.json"
-    if not isinstance(kept, dict) or not {"data", "clips", "protocol", "values"} <= kept.keys():
+    again: Callable[[], dict[str, Any]]
+    if isinstance(kept, dict) and kept.keys() >= _FIELDS:
+        again = partial(subset, folder, data=kept["data"], clips=kept["clips"])
+        what = f"{kept['clips']} clips of {kept['data']}"
+    elif isinstance(kept, dict) and kept.keys() >= _PICTURE_FIELDS:
+        from zoo.open_pipeline import open_pipeline
+
+        pipeline = open_pipeline(f"dir:{folder}", dtype=torch.float32)
+        again = partial(picture_subset, pipeline, kept["prompts"], kept["seeds"])
+        what = f"{len(kept['prompts'])} prompts, {len(kept['seeds'])} pictures each"
+    else:
         raise UserError(f"{path} has no 'subset' to measure again: ship the model anew")
-    found = subset(folder, data=kept["data"], clips=kept["clips"])
+    found = again()
     if found != kept:
         raise RunError(
             f"{folder.name} doesn't reproduce its card: {json.dumps(found)} now, "
             f"{json.dumps(kept)} in {path}"
         )
     values = ", ".join(f"{key} {value}" for key, value in found["values"].items())
-    return f"{folder.name}: sha256 and {values} on {kept['clips']} clips of {kept['data']}"
+    return f"{folder.name}: sha256 and {values} on {what}"

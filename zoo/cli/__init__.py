@@ -24,6 +24,8 @@ COMMANDS = {
     "info": "what is known of a model: config, weights, licence, metrics",
     "pull": "fetch a model to a folder or to the cache",
     "push": "publish a model folder on the hub",
+    "release": "ship the weights of a training run with their card",
+    "cards": "make the cards and the README's model table anew from metrics.json",
     "verify": "check shipped weights, and measure their cards' numbers again on a few clips",
 }
 

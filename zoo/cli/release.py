@@ -1,0 +1,90 @@
+"""`zoo release`: from a training run to a folder of checkpoints/."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from zoo.cli import Parser, say
+from zoo.errors import UserError
+from zoo.hub import load, unet_folder
+from zoo.paths import data_folder
+
+EXAMPLES = """examples:
+  zoo release cdt_tiny.clips --run runs/cdt        # writes runs/cdt/cdt_tiny.clips: score it
+  zoo benchmark reconstruction --data package-clips --out runs/table \\
+      --models dir:runs/cdt/cdt_tiny.clips
+  zoo release cdt_tiny.clips --run runs/cdt --results runs/table/results.json --hardware "1 core"
+
+A tokenizer's subset and a diffusion decoder's table of gamma and steps are measured on
+package-clips. What people have to say of the model stands in checkpoints/about.yaml.
+"""
+_NAME = re.compile(r"[a-z0-9_]+\.[a-z0-9_]+")
+_PROMPTS = ("red apple, 3d", "brazil flag, flat", "grinning face, 3d", "cat face, flat")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Stage a run's weights, or ship them with their card; see EXAMPLES."""
+    parser = Parser(
+        prog="zoo release", description="Ship a run's weights with their card.", epilog=EXAMPLES
+    )
+    parser.add_argument("name", help="ARCHITECTURE.WEIGHTS")
+    parser.add_argument("--run", type=Path, required=True, help="folder that train.py wrote")
+    parser.add_argument("--results", type=Path, nargs="*", default=[], help="of zoo benchmark")
+    parser.add_argument("--config", type=Path, help="default: configs/released/NAME.yaml")
+    parser.add_argument("--hardware", default="", help="what it was trained on")
+    parser.add_argument("--out", type=Path, default=data_folder("checkpoints"))
+    options = parser.parse_args(arguments)
+    if not _NAME.fullmatch(options.name):
+        raise UserError(f"'{options.name}' is no name: give ARCHITECTURE.WEIGHTS, cdt_tiny.clips")
+    from zoo.release import release, stage
+
+    staged = options.run / options.name
+    if not options.results:
+        say(str(stage(options.run, options.name)))
+        return 0
+    if not staged.is_dir():
+        raise UserError(f"{staged} isn't there: zoo release without --results makes it")
+    config = options.config or data_folder("configs") / "released" / f"{options.name}.yaml"
+    about = options.out / "about.yaml"
+    for path in (config, about):
+        if not path.is_file():
+            raise UserError(f"{path} isn't there: a release needs its config and what it is for")
+    if not options.hardware:
+        raise UserError("--hardware is missing: say what the run was trained on")
+    subset, sampling = _measure(staged)
+    say(
+        str(
+            release(
+                options.name,
+                run=options.run,
+                config=config,
+                results=options.results,
+                subset=subset,
+                sampling=sampling,
+                about=(yaml.safe_load(about.read_text()) or {}).get(options.name) or {},
+                hardware=options.hardware,
+                root=options.out,
+            )
+        )
+    )
+    return 0
+
+
+def _measure(staged: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    from zoo import verify
+    from zoo.nets.cdt import CDT
+
+    if unet_folder(staged) is not None:
+        from zoo.open_pipeline import open_pipeline
+
+        pipeline = open_pipeline(f"dir:{staged}", dtype=torch.float32)
+        return verify.picture_subset(pipeline, _PROMPTS, (0, 1)), None
+    net = load(f"dir:{staged}", dtype=torch.float32)
+    sampling = verify.sampling(net) if isinstance(net, CDT) else None
+    return verify.subset(staged), sampling

@@ -1,0 +1,219 @@
+"""From a training run to a folder that ships: weights in half precision, a card, what it took.
+
+The scores of a card are those of the weights as they ship, so a release has two steps: `stage`
+writes the weights, the benchmark scores them, and `release` puts both together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+
+from zoo.benchmark.results import versions
+from zoo.cards import card
+from zoo.errors import UserError
+from zoo.remote import sha256, weights_of
+
+ABOUT = ("licence", "title", "use", "data", "limits")
+"""What people write of a model (checkpoints/about.yaml); the rest of a card is measured."""
+
+LOG = "training.csv"
+_KEPT = ("label", "steps", "baseline", "parameters", "metrics", "difference")
+
+
+def stage(run: Path, name: str) -> Path:
+    """Write the run's export in half precision to RUN/NAME, where the benchmark finds it.
+
+    Args:
+        run: folder of `train.py`.
+        name: ARCHITECTURE.WEIGHTS.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the run has no export.
+    """
+    source = run / "export"
+    if not source.is_dir():
+        raise UserError(f"{run} has no export: give a folder that train.py wrote to its end")
+    with tempfile.TemporaryDirectory(dir=run, prefix=f".{name}.") as scratch:
+        made = Path(scratch) / name
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            target = made / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix != ".safetensors":
+                shutil.copyfile(path, target)
+                continue
+            tensors = {
+                key: value.half() if value.dtype.is_floating_point else value
+                for key, value in load_file(path).items()
+            }
+            save_file(tensors, target, metadata={"format": "pt"})
+            target.chmod(0o644)  # safetensors writes for the owner alone
+        shutil.rmtree(run / name, ignore_errors=True)
+        os.replace(made, run / name)
+    return run / name
+
+
+def release(
+    name: str,
+    *,
+    run: Path,
+    config: Path,
+    results: Sequence[Path],
+    subset: dict[str, Any],
+    sampling: dict[str, Any] | None,
+    about: dict[str, Any],
+    hardware: str,
+    root: Path,
+) -> Path:
+    """Put weights, config, card, metrics and training log into ROOT/NAME, all or nothing.
+
+    Args:
+        name: ARCHITECTURE.WEIGHTS, staged in `run`.
+        run: folder of `train.py`.
+        config: what the run was started with, a file of configs/.
+        results: results.json of benchmarks that have a row called `name`.
+        subset: of `zoo.verify.subset`.
+        sampling: of `zoo.verify.sampling`, for diffusion decoders.
+        about: the model's entry of checkpoints/about.yaml, with the keys of `ABOUT`.
+        hardware: what it was trained on.
+        root: of all checkpoints.
+
+    Raises:
+        UserError: something of this is missing, or results of other weights.
+    """
+    if missing := [key for key in ABOUT if not about.get(key)]:
+        raise UserError(f"about.yaml says nothing of {name}'s {', '.join(missing)}: write it first")
+    staged = run / name
+    metrics = {
+        "name": name,
+        "licence": about["licence"],
+        "about": {key: about[key] for key in ABOUT[1:]},
+        "sha256": sha256(weights_of(staged)),
+        "bytes": sum(p.stat().st_size for p in staged.rglob("*.safetensors")),
+        "training": training(run, config) | {"hardware": hardware, "versions": versions()},
+        "metrics": [_table(name, path) for path in results],
+        "subset": subset,
+    }
+    if sampling is not None:
+        metrics["sampling"] = sampling
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}.") as scratch:
+        made = Path(scratch) / name
+        shutil.copytree(staged, made)
+        (made / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (made / "README.md").write_text(card(metrics))
+        _short_log(run / "csv" / "metrics.csv", made / LOG)
+        shutil.rmtree(root / name, ignore_errors=True)
+        os.replace(made, root / name)
+    return root / name
+
+
+def training(run: Path, config: Path) -> dict[str, Any]:
+    """What a run took: config, what differed from it, seed, steps, seconds, sittings.
+
+    Raises:
+        UserError: the run kept no log or no config.
+    """
+    log, kept = run / "csv" / "metrics.csv", run / "config.yaml"
+    for path in (log, kept):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: a release tells how it was trained")
+    used, asked = (yaml.safe_load(path.read_text()) for path in (kept, config))
+    used = used.get("fit", used)
+    with log.open() as file:
+        steps = max(int(row["step"]) for row in csv.DictReader(file)) + 1
+    times = list(_sittings(run / "tensorboard"))
+    return {
+        "config": "/".join(config.parts[config.parts.index("configs") :]),
+        "changed": dict(_changes(asked, used)),
+        "seed": used["seed_everything"],
+        "steps": steps,
+        "seconds": round(sum(times)),
+        "sittings": len(times),
+    }
+
+
+def _changes(asked: Any, used: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Options that the run had other than its config says; paths by their last part."""
+    if isinstance(asked, dict) and isinstance(used, dict):
+        for key, value in asked.items():
+            yield from _changes(value, used.get(key), f"{path}.{key}".lstrip("."))
+        return
+    if isinstance(asked, list) and isinstance(used, list) and len(asked) == len(used):
+        for number, (left, right) in enumerate(zip(asked, used, strict=True)):
+            yield from _changes(left, right, f"{path}[{number}]")
+        return
+    if asked != used and str(asked) != str(used):
+        yield path, Path(used).name if isinstance(used, str) and "/" in used else used
+
+
+def _sittings(folder: Path) -> Iterator[float]:
+    """Seconds from first to last event of each sitting that logged anything."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        times = [e.wall_time for e in EventFileLoader(str(path)).Load() if e.HasField("summary")]
+        if len(times) > 1:
+            yield times[-1] - times[0]
+
+
+def _table(name: str, path: Path) -> dict[str, Any]:
+    """A benchmark's rows as the card keeps them, without replicates and values of clips."""
+    try:
+        results = json.loads(path.read_text())
+        rows = [{k: m[k] for k in _KEPT if k in m} | _distances(m) for m in results["models"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no results.json of zoo benchmark ({error!r})") from error
+    if name not in {row["label"] for row in rows}:
+        raise UserError(
+            f"{path} has no row {name}: give it as --models {name}=... or dir:.../{name}"
+        )
+    return {
+        "kind": results.get("kind", "reconstruction"),
+        "data": {k: v for k, v in results["data"].items() if isinstance(v, str | int)},
+        "protocol": results["protocol"],
+        "protocol_hash": results["protocol_hash"],
+        "baseline": results["baseline"],
+        "device": results["device"],
+        "rows": rows,
+    }
+
+
+def _distances(model: dict[str, Any]) -> dict[str, Any]:
+    found = [
+        {k: d[k] for k in ("network", "kid_name", "kid", "kid_std", "frechet", "samples")}
+        for d in model.get("distributions", [])
+        if "kid" in d
+    ]
+    return {"distances": found} if found else {}
+
+
+def _short_log(source: Path, target: Path, *, rows: int = 400) -> None:
+    """The training log, thinned to about so many rows; every row with a validation stays."""
+    with source.open() as file:
+        reader = csv.DictReader(file)
+        names, kept = list(reader.fieldnames or ()), list(reader)
+    every = max(1, len(kept) // rows)
+    validation = [name for name in names if name.startswith("val/")]
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for number, row in enumerate(kept):
+            if number % every == 0 or any(row[name] for name in validation):
+                writer.writerow({k: _short(v) for k, v in row.items()})
+
+
+def _short(text: str) -> str:
+    return f"{float(text):.6g}" if "." in text else text
