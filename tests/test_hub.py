@@ -189,7 +189,7 @@ def test_push_needs_licence_metrics_and_their_own_weights(
             return SimpleNamespace(commit_url="https://hub/commit/1")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    net = zoo.load(f"dir:{model}")
+    net = zoo.load(f"dir:{model}", dtype=torch.float16)  # as stored
     assert isinstance(net, Pretrained)
     assert net.push_to_hub("org/net", card=model) == "https://hub/commit/1"
     assert push.main([f"dir:{model}", "org/net"]) == 0
