@@ -143,7 +143,7 @@ def test_incomplete_releases_leave_nothing(
 
 def test_results_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
     stage(run, NAME)
-    with pytest.raises(UserError, match=r"has no row klvae_image_tiny\.test"):
+    with pytest.raises(UserError, match=r"has no row of a folder klvae_image_tiny\.test"):
         ship(run, tmp_path / "out", results=[results_of(run / "other.json", "another")])
 
 

@@ -37,7 +37,7 @@ def _lines(m: Metrics) -> Iterator[str]:
     yield from ("```python", *_snippet(m), "```", "")
     yield from ("## Metrics", "")
     for table in m["metrics"]:
-        yield from (*_measured(table, name), "")
+        yield from (*_measured(table), "")
     if "sampling" in m:
         yield from (*_sampling(m["sampling"]), "")
     yield from ("## Training", "")
@@ -89,7 +89,7 @@ def is_generator(metrics: Metrics) -> bool:
     return any(table["kind"] == "generation" for table in metrics["metrics"])
 
 
-def _measured(table: Metrics, name: str) -> Iterator[str]:
+def _measured(table: Metrics) -> Iterator[str]:
     data = table["data"]
     if table["kind"] == "generation":
         yield (
@@ -109,7 +109,7 @@ def _measured(table: Metrics, name: str) -> Iterator[str]:
     yield f"| | {' | '.join(title for _, title, _ in columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     for row in table["rows"]:
-        shown = f"**{row['label']}**" if row["label"] == name else row["label"]
+        shown = f"**{row['label']}**" if row["label"] == table["row"] else row["label"]
         yield f"| {shown} | {' | '.join(_cell(row, *column) for column in columns)} |"
 
 
@@ -175,7 +175,7 @@ def model_table(models: Sequence[Metrics]) -> str:
     ]
     for m in models:
         table = m["metrics"][0]
-        row = next(r for r in table["rows"] if r["label"] == m["name"])
+        row = next(r for r in table["rows"] if r["label"] == table["row"])
         data = table["data"]
         where = data.get("name", data.get("prompts", "")).rsplit("/", 1)[-1]
         count = f"{where}, {data['count'] if 'count' in data else table_clips(row)}"

@@ -83,7 +83,7 @@ def release(
         name: ARCHITECTURE.WEIGHTS, staged in `run`.
         run: folder of `train.py`.
         config: what the run was started with, a file of configs/.
-        results: results.json of benchmarks that have a row called `name`.
+        results: results.json of benchmarks that scored the staged folder.
         subset: of `zoo.verify.subset`.
         sampling: of `zoo.verify.sampling`, for diffusion decoders.
         about: the model's entry of checkpoints/about.yaml, with the keys of `ABOUT`.
@@ -189,6 +189,12 @@ def _table(name: str, path: Path) -> dict[str, Any]:
         "device": results["device"],
         "rows": rows,
     }
+
+
+def _folder_of(model: dict[str, Any]) -> str:
+    """Name of the folder that a row was measured on, with its own settings; else its label."""
+    _, found, rest = str(model.get("source", "")).partition("dir:")
+    return Path(rest).name if found else str(model["label"])
 
 
 def _distances(model: dict[str, Any]) -> dict[str, Any]:
