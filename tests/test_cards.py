@@ -39,15 +39,14 @@ def run(tmp_path: Path) -> Path:
     config["seed_everything"] = 3
     config["data"]["val"]["init_args"]["root"] = "/somewhere/private/benchmark"
     (folder / "config.yaml").write_text(yaml.safe_dump({"fit": config}))
-    (folder / "csv").mkdir()
-    with (folder / "csv" / "metrics.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "train/mse", "val/psnr"])
-        for step in range(49, 50_000, 50):
-            writer.writerow([step, 1 / (step + 1), 20.5 if step == 24_999 else ""])
     with SummaryWriter(folder / "tensorboard") as board:
-        for step, second in ((0, 1000.0), (49, 1090.0), (99, 1180.4)):
-            board.add_scalar("train/mse", 1.0, step, walltime=second)
+        for step in range(49, 50_000, 50):
+            board.add_scalar("train/mse", 1 / (step + 1), step, walltime=1000 + step / 1000)
+        board.add_scalar("val/psnr", 20.5, 24_999, walltime=1024.999)
+    with SummaryWriter(folder / "tensorboard", filename_suffix=".second") as board:
+        # resumed at a step that was done before
+        for step in (49_999, 50_049, 50_099):
+            board.add_scalar("train/mse", 0.25, step, walltime=5000 + step / 1000)
     return folder
 
 
@@ -103,8 +102,8 @@ def test_released_folder_is_half_and_loads(run: Path, tmp_path: Path) -> None:
 def test_card_tells_how_it_was_trained(run: Path, tmp_path: Path) -> None:
     took = training(run, CONFIG)
     assert took["config"] == "configs/released/klvae_image_tiny.pictures.yaml"
-    assert (took["seed"], took["steps"]) == (3, 50_000)
-    assert (took["seconds"], took["sittings"]) == (180, 1)
+    assert (took["seed"], took["steps"]) == (3, 50_100)
+    assert (took["seconds"], took["sittings"]) == (50, 2)
     # a private path stays private
     assert took["changed"] == {
         "seed_everything": 3,
@@ -115,12 +114,13 @@ def test_card_tells_how_it_was_trained(run: Path, tmp_path: Path) -> None:
     text = (folder / "README.md").read_text()
     assert text == card(read_metrics(folder))
     assert "28.12 (27.90 to 28.30)" in text
-    assert "50,000 steps, seed 3, 3 min (one sitting) on one core" in text
+    assert "50,100 steps, seed 3, 1 min (2 sittings) on one core" in text
     assert "/somewhere" not in text + (folder / "metrics.json").read_text()
     assert "replicates" not in (folder / "metrics.json").read_text()
     with (folder / "training.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) <= 600
+    assert 300 <= len(rows) <= 600
+    assert {row["step"]: row["train/mse"] for row in rows}["49"] == "0.02"
     assert [row["val/psnr"] for row in rows if row["val/psnr"]] == ["20.5"]
 
 

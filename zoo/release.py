@@ -114,7 +114,7 @@ def release(
         shutil.copytree(staged, made)
         (made / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         (made / "README.md").write_text(card(metrics))
-        _short_log(run / "csv" / "metrics.csv", made / LOG)
+        _log(run / "tensorboard", made / LOG)
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(made, root / name)
     return root / name
@@ -126,20 +126,20 @@ def training(run: Path, config: Path) -> dict[str, Any]:
     Raises:
         UserError: the run kept no log or no config.
     """
-    log, kept = run / "csv" / "metrics.csv", run / "config.yaml"
-    for path in (log, kept):
-        if not path.is_file():
-            raise UserError(f"{path} is missing: a release tells how it was trained")
+    kept = run / "config.yaml"
+    if not kept.is_file():
+        raise UserError(f"{kept} is missing: a release tells how it was trained")
     used, asked = (yaml.safe_load(path.read_text()) for path in (kept, config))
     used = used.get("fit", used)
-    with log.open() as file:
-        steps = max(int(row["step"]) for row in csv.DictReader(file)) + 1
+    scalars = _scalars(run / "tensorboard")
+    if not scalars:
+        raise UserError(f"{run / 'tensorboard'} has no scalars: a release tells how it was trained")
     times = list(_sittings(run / "tensorboard"))
     return {
         "config": "/".join(config.parts[config.parts.index("configs") :]),
         "changed": dict(_changes(asked, used)),
         "seed": used["seed_everything"],
-        "steps": steps,
+        "steps": max(scalars) + 1,
         "seconds": round(sum(times)),
         "sittings": len(times),
     }
@@ -159,14 +159,31 @@ def _changes(asked: Any, used: Any, path: str = "") -> Iterator[tuple[str, Any]]
         yield path, Path(used).name if isinstance(used, str) and "/" in used else used
 
 
-def _sittings(folder: Path) -> Iterator[float]:
-    """Seconds from first to last event of each sitting that logged anything."""
+def _events(folder: Path) -> Iterator[list[Any]]:
+    """The events with values of each sitting, oldest first."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        times = [e.wall_time for e in EventFileLoader(str(path)).Load() if e.HasField("summary")]
+        yield [event for event in EventFileLoader(str(path)).Load() if event.HasField("summary")]
+
+
+def _sittings(folder: Path) -> Iterator[float]:
+    """Seconds from first to last event of each sitting that logged anything."""
+    for events in _events(folder):
+        times = [event.wall_time for event in events]
         if len(times) > 1:
-            yield times[-1] - times[0]
+            yield max(times) - min(times)
+
+
+def _scalars(folder: Path) -> dict[int, dict[str, float]]:
+    """Logged values by step and tag; a later sitting's stand where a step was done again."""
+    found: dict[int, dict[str, float]] = {}
+    for events in _events(folder):
+        for event in events:
+            for value in event.summary.value:
+                if "/" in value.tag and len(value.tensor.float_val) == 1:
+                    found.setdefault(event.step, {})[value.tag] = value.tensor.float_val[0]
+    return found
 
 
 def _table(name: str, path: Path) -> dict[str, Any]:
@@ -176,11 +193,11 @@ def _table(name: str, path: Path) -> dict[str, Any]:
         rows = [{k: m[k] for k in _KEPT if k in m} | _distances(m) for m in results["models"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no results.json of zoo benchmark ({error!r})") from error
-    if name not in {row["label"] for row in rows}:
-        raise UserError(
-            f"{path} has no row {name}: give it as --models {name}=... or dir:.../{name}"
-        )
+    found = [m["label"] for m in results["models"] if _folder_of(m) == name]
+    if not found:
+        raise UserError(f"{path} has no row of a folder {name}: score the staged one")
     return {
+        "row": found[0],
         "kind": results.get("kind", "reconstruction"),
         "data": {k: v for k, v in results["data"].items() if isinstance(v, str | int)},
         "protocol": results["protocol"],
@@ -206,20 +223,15 @@ def _distances(model: dict[str, Any]) -> dict[str, Any]:
     return {"distances": found} if found else {}
 
 
-def _short_log(source: Path, target: Path, *, rows: int = 400) -> None:
-    """The training log, thinned to about so many rows; every row with a validation stays."""
-    with source.open() as file:
-        reader = csv.DictReader(file)
-        names, kept = list(reader.fieldnames or ()), list(reader)
+def _log(folder: Path, target: Path, *, rows: int = 400) -> None:
+    """All sittings' log, thinned to about so many rows; every row with a validation stays."""
+    kept = _scalars(folder)
     every = max(1, len(kept) // rows)
-    validation = [name for name in names if name.startswith("val/")]
+    tags = sorted({tag for values in kept.values() for tag in values})
     with target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        for number, row in enumerate(kept):
-            if number % every == 0 or any(row[name] for name in validation):
-                writer.writerow({k: _short(v) for k, v in row.items()})
-
-
-def _short(text: str) -> str:
-    return f"{float(text):.6g}" if "." in text else text
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", *tags])
+        for number, (step, values) in enumerate(sorted(kept.items())):
+            if number % every == 0 or any(tag.startswith("val/") for tag in values):
+                cells = (f"{values[tag]:.6g}" if tag in values else "" for tag in tags)
+                writer.writerow([step, *cells])
