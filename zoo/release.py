@@ -139,7 +139,7 @@ def training(run: Path, config: Path) -> dict[str, Any]:
         "config": "/".join(config.parts[config.parts.index("configs") :]),
         "changed": dict(_changes(asked, used)),
         "seed": used["seed_everything"],
-        "steps": max(scalars) + 1,
+        "steps": _steps(run, max(scalars) + 1),
         "seconds": round(sum(times)),
         "sittings": len(times),
     }
@@ -157,6 +157,12 @@ def _changes(asked: Any, used: Any, path: str = "") -> Iterator[tuple[str, Any]]
         return
     if asked != used and str(asked) != str(used):
         yield path, Path(used).name if isinstance(used, str) and "/" in used else used
+
+
+def _steps(run: Path, logged: int) -> int:
+    """Steps of the whole run: not every one is logged."""
+    kept = run / "metrics.json"
+    return int(json.loads(kept.read_text())["steps"]) if kept.is_file() else logged
 
 
 def _events(folder: Path) -> Iterator[list[Any]]:
