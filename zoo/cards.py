@@ -122,7 +122,7 @@ def _columns(rows: Sequence[Metrics]) -> list[tuple[str, str, float]]:
     """(key, title, scale) of what some row has."""
     found = [(k, t, 1.0) for k, t in _TITLES.items() if any(k in row["metrics"] for row in rows)]
     kids = {key for row in rows for key in row["metrics"] if key.startswith("kid_")}
-    found += [(key, f"KID ({key.removeprefix('kid_')}) x1000", _KID) for key in sorted(kids)]
+    found += [(key, f"KID-{key.removeprefix('kid_FD-')} x1000", _KID) for key in sorted(kids)]
     if not kids:  # of reconstructions: with a deviation over subsets
         named = {d["kid_name"] for row in rows for d in row.get("distances", [])}
         found += [(name, f"{name} x1000", _KID) for name in sorted(named)]

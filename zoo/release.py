@@ -224,7 +224,7 @@ def _distances(model: dict[str, Any]) -> dict[str, Any]:
     found = [
         {k: d[k] for k in ("network", "kid_name", "kid", "kid_std", "frechet", "samples")}
         for d in model.get("distributions", [])
-        if "kid" in d
+        if "kid_std" in d  # a generator's stand among the metrics, with intervals
     ]
     return {"distances": found} if found else {}
 

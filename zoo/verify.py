@@ -179,6 +179,7 @@ def verify(folder: Path) -> str:
         from zoo.open_pipeline import open_pipeline
 
         pipeline = open_pipeline(f"dir:{folder}", dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
         again = partial(picture_subset, pipeline, kept["prompts"], kept["seeds"])
         what = f"{len(kept['prompts'])} prompts, {len(kept['seeds'])} pictures each"
     else:

@@ -84,6 +84,7 @@ def _measure(staged: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         from zoo.open_pipeline import open_pipeline
 
         pipeline = open_pipeline(f"dir:{staged}", dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
         return verify.picture_subset(pipeline, _PROMPTS, (0, 1)), None
     net = load(f"dir:{staged}", dtype=torch.float32)
     sampling = verify.sampling(net) if isinstance(net, CDT) else None
