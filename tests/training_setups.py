@@ -7,11 +7,15 @@ A new family joins with one entry of SETUPS; every test of `tests/lit/test_proce
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,19 +23,36 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.overrides import TorchFunctionMode
 
+from tests.latent_videos import WordStates, generator, tokenizer
 from zoo.data.batch import Sample
+from zoo.data.captioned_video import Captioned
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.source import Source
 from zoo.lit.callbacks import EMA
 from zoo.lit.checkpoints import Checkpoints, WholeFiles
+from zoo.lit.consistency import ConsistencyModule
+from zoo.lit.latent_video import LatentVideoModule
+from zoo.lit.module import ZooModule
 from zoo.lit.peers import Peers
+from zoo.lit.text_to_image import TextToImageModule
+from zoo.lit.tiue import DistillationModule
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt import CDT, CDTConfig
 from zoo.nets.cdt_decoder import CDTDecoder, decoder_config
 from zoo.nets.discriminator import PatchDiscriminator
 from zoo.nets.kl_vae import KLVAE, KLVAEConfig
 from zoo.nets.kl_vae_video import KLVAEVideo, KLVAEVideoConfig
+from zoo.nets.ratio_head import RatioHead
+from zoo.nets.tiue import TiUEUNet, t2i_tiny
 from zoo.objectives import KL, Adversarial, DenoisingObjective, ReconstructionObjective
+from zoo.objectives.consistency import ConsistencyObjective
+from zoo.objectives.diffusion import DiffusionObjective
+from zoo.objectives.distillation import DistillationObjective
+from zoo.objectives.divergence import Divergence
+from zoo.objectives.latent_video import LatentVideoObjective
+from zoo.objectives.score import FullCopy, LoRA
+from zoo.objectives.teacher_samples import TeacherSamples
+from zoo.pipelines import TiUEPipeline
 
 warnings.filterwarnings("ignore", module="lightning")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -64,6 +85,29 @@ class Waves(Source):
         raise NotImplementedError
 
     _locate = _read = _probe  # type: ignore[assignment]
+
+
+class NamedWaves(Waves):
+    """With a caption each; for text to image of one frame."""
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        index = item[1] if isinstance(item, tuple) else item
+        return super().__getitem__(item)._replace(prompt=self.prompts[index])
+
+    @property
+    def prompts(self) -> list[str]:
+        return [f"wave {index}" for index in range(self.count)]
+
+
+class FilmWaves(NamedWaves, Captioned):
+    """As clips of captioned films, every third from its film's beginning."""
+
+    film_rate = 25.0  # type: ignore[assignment]
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        index = item[1] if isinstance(item, tuple) else item
+        sample = super().__getitem__(item)
+        return sample._replace(key=f"{sample.key}@{index % 3}.0")
 
 
 NARROW: dict[str, Any] = {
@@ -102,17 +146,17 @@ def _reconstruction() -> ReconstructionObjective:
     return ReconstructionObjective(regularizer=KL(weight=1e-4), lpips_weight=0)
 
 
-def _image() -> TokenizerModule:
+def _image(_: Path) -> TokenizerModule:
     config = KLVAEConfig(block_channels=(8, 16), layers=1, norm_groups=4, attention=False)
     return _module(KLVAE(config), _reconstruction())
 
 
-def _decoder() -> TokenizerModule:
+def _decoder(_: Path) -> TokenizerModule:
     config = decoder_config(vae(), unet_dim=8, context_dim=8, context_channels=8)
     return _module(CDTDecoder(config), DenoisingObjective(kl_weight=0.0, lpips_weight=0))
 
 
-def _adversarial() -> TokenizerModule:
+def _adversarial(_: Path) -> TokenizerModule:
     stage = Adversarial(
         discriminator=PatchDiscriminator(dim=8, layers=1, time=True),
         optimizer=partial(torch.optim.Adam, lr=1e-3),
@@ -122,14 +166,137 @@ def _adversarial() -> TokenizerModule:
     return _module(vae(), _reconstruction(), adversarial=stage)
 
 
-SETUPS: dict[str, Callable[[], LightningModule]] = {
-    "cdt": lambda: _module(cdt(), DenoisingObjective(lpips_weight=0)),
-    "cdt_decoder": _decoder,
-    "kl_vae": _image,
-    "kl_vae_video": lambda: _module(vae(), _reconstruction()),
-    "adversarial": _adversarial,
+TEXT = 64  # channels of captions: the net's pooled text has 64 heads
+ADAM: Any = partial(torch.optim.AdamW, lr=1e-3)
+
+
+class Words(WordStates):
+    """A state of noise for each caption, as wide as the text-to-image nets need."""
+
+    dim = TEXT
+
+
+@contextmanager
+def words() -> Iterator[None]:
+    """Text encoders of noise in the place of the one that is fetched."""
+    with (
+        mock.patch("zoo.pipelines.text_encoder_for", lambda dim: Words()),
+        mock.patch("zoo.video_pipeline.text_encoder_for", lambda dim: WordStates()),
+    ):
+        yield
+
+
+def _unet() -> TiUEUNet:
+    """Of 16x16 pixels, all of whose weights matter."""
+    net = t2i_tiny(sample_size=16, channels=3, widths=(8, 8), text_dim=TEXT)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return net
+
+
+def _text_to_image(_: Path) -> TextToImageModule:
+    objective = DiffusionObjective()
+    return TextToImageModule(
+        net=_unet(), objective=objective, optimizer=ADAM, autoencoder="none", warmup_steps=2, steps=1
+    )
+
+
+def _teacher(folder: Path) -> str:
+    """A pipeline's folder, the same whoever makes it."""
+    torch.manual_seed(1)
+    scheduler = DiffusionObjective().scheduler
+    pipeline = TiUEPipeline(_unet(), scheduler, None, steps=2, plain=True)
+    pipeline.save_pretrained(folder / "teacher")  # type: ignore[no-untyped-call]
+    return f"dir:{folder / 'teacher'}"
+
+
+def _distillation(folder: Path) -> DistillationModule:
+    """Two optimisers; the score net has a lead."""
+    return DistillationModule(
+        teacher=_teacher(folder),
+        objective=DistillationObjective(teacher_guidance=2.0, score_guidance=1.0),
+        optimizer=ADAM,
+        score=FullCopy(),
+        score_optimizer=ADAM,
+        steps=2,
+        score_warmup=2,
+        warmup_steps=2,
+    )
+
+
+def _divergence(folder: Path) -> DistillationModule:
+    """Three optimisers; adapters on the teacher; batches in two parts."""
+    divergence = Divergence(
+        "js",
+        head=RatioHead(channels=3, text_dim=TEXT, width=8, blocks=1),
+        optimizer=ADAM,
+        samples=TeacherSamples(str(folder.parent / "samples.safetensors"), each=2),
+    )
+    return DistillationModule(
+        teacher=_teacher(folder),
+        objective=DistillationObjective(
+            teacher_guidance=2.0, score_guidance=1.0, divergence=divergence
+        ),
+        optimizer=ADAM,
+        score=LoRA(rank=2, alpha=2),
+        score_optimizer=ADAM,
+        steps=2,
+        parts=2,
+    )
+
+
+def _consistency(folder: Path) -> ConsistencyModule:
+    return ConsistencyModule(
+        teacher=_teacher(folder),
+        objective=ConsistencyObjective(guidance=2.0, solver_steps=5),
+        optimizer=ADAM,
+        steps=2,
+    )
+
+
+class InOrder(LatentVideoObjective):
+    """Its times aren't shuffled over the clips of a process, which two would do otherwise."""
+
+    def _order(self, count: int, chunks: int, device: torch.device) -> torch.Tensor:
+        return torch.arange(count, device=device)[:, None].expand(count, chunks)
+
+
+def _latent_video(folder: Path) -> LatentVideoModule:
+    tokenizer().save_pretrained(folder / "tokenizer")
+    return LatentVideoModule(
+        net=generator(),
+        objective=InOrder(),
+        optimizer=ADAM,
+        tokenizer=f"dir:{folder / 'tokenizer'}",
+        warmup_steps=2,
+        frames=5,
+        steps=1,
+        guidance=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A family: `module` may put files into a folder, `source` is called as `Waves` is."""
+
+    module: Callable[[Path], ZooModule]
+    source: Callable[..., Source] = Waves
+
+
+_named = partial(NamedWaves, frames=1)
+SETUPS: dict[str, Setup] = {
+    "cdt": Setup(lambda _: _module(cdt(), DenoisingObjective(lpips_weight=0))),
+    "cdt_decoder": Setup(_decoder),
+    "kl_vae": Setup(_image, partial(Waves, frames=1)),
+    "kl_vae_video": Setup(lambda _: _module(vae(), _reconstruction())),
+    "adversarial": Setup(_adversarial),
+    "text_to_image": Setup(_text_to_image, _named),
+    "distillation": Setup(_distillation, _named),
+    "divergence": Setup(_divergence, _named),
+    "consistency": Setup(_consistency, _named),
+    "latent_video": Setup(_latent_video, FilmWaves),
 }
-FRAMES = {"kl_vae": 1}
 
 
 def families(*, slow: tuple[str, ...] = ()) -> list[Any]:
@@ -159,7 +326,8 @@ class GlobalNoise(TorchFunctionMode):
         if func in (torch.randn_like, torch.rand_like):
             kind = torch.randn if func is torch.randn_like else torch.rand
             args, kwargs = (args[0].shape,), {"dtype": args[0].dtype}
-        place = 1 if func is torch.randint else 0
+        # numbers to draw between come before the shape, which may be given one by one
+        place = len(args) - 1 if func is torch.randint else 0
         sizes = args[place:]
         shape = list(sizes[0] if isinstance(sizes[0], tuple | list | torch.Size) else sizes)
         shape[0] *= self.ranks
@@ -215,13 +383,9 @@ def train(
     `callbacks` act before a step is saved, those in `last` after it.
     """
     seed_everything(0)
-    module = SETUPS[family]()
-    frames = FRAMES.get(family, 5)
+    setup = SETUPS[family]
     data = ZooDataModule(
-        Waves(count, frames=frames, bad=bad),
-        val=Waves(3, frames=frames),
-        batch_size=batch,
-        num_workers=workers,
+        setup.source(count, bad=bad), val=setup.source(3), batch_size=batch, num_workers=workers
     )
     values: dict[str, Any] = {
         "max_steps": steps,
@@ -235,6 +399,7 @@ def train(
         "check_val_every_n_epoch": None,
         "gradient_clip_val": 0.5,
         "plugins": [WholeFiles()],
+        "default_root_dir": folder,
     }
     trainer = Trainer(**(values | arguments))
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +412,8 @@ def train(
         Peers(),
         *last,
     ]
-    module.take_over(trainer)  # type: ignore[operator]
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    with words(), tempfile.TemporaryDirectory(dir=folder) as made:
+        module = setup.module(Path(made))
+        module.take_over(trainer)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     return trainer
