@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
-from tests.training_setups import SETUPS, GlobalNoise, train
+from tests.training_setups import SETUPS, train
+from tests.waves import GlobalNoise
 from zoo.lit.sharding import local
 
 
