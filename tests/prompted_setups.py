@@ -41,15 +41,15 @@ class Words(WordStates):
 def words() -> Iterator[None]:
     """Text encoders of noise in the place of the one that is fetched."""
     with (
-        mock.patch("zoo.pipelines.text_encoder_for", lambda dim: Words()),
-        mock.patch("zoo.video_pipeline.text_encoder_for", lambda dim: WordStates()),
+        mock.patch("zoo.pipelines.text_encoder_for", return_value=Words()),
+        mock.patch("zoo.video_pipeline.text_encoder_for", return_value=WordStates()),
     ):
         yield
 
 
 def _unet() -> TiUEUNet:
     """Of 16x16 pixels, all of whose weights matter."""
-    net = t2i_tiny(sample_size=16, channels=3, widths=(8, 8), text_dim=TEXT)
+    net = t2i_tiny(sample_size=16, channels=3, widths=(16, 16), text_dim=TEXT)
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.05 * torch.randn_like(weight))

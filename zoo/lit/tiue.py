@@ -30,7 +30,6 @@ from zoo.objectives.score import LoRA, ScoreNet
 from zoo.open_pipeline import open_pipeline
 from zoo.pipelines import TiUEPipeline
 
-
 _WARMUP = 2**32 - 1
 """Marks the noise of the score net's lead, which no step of the run has."""
 
