@@ -48,8 +48,8 @@ def words() -> Iterator[None]:
 
 
 def _unet() -> TiUEUNet:
-    """Of 16x16 pixels, all of whose weights matter."""
-    net = t2i_tiny(sample_size=16, channels=3, widths=(16, 16), text_dim=TEXT)
+    """Of 8x8 pixels, all of whose weights matter."""
+    net = t2i_tiny(sample_size=8, channels=3, widths=(16, 16), text_dim=TEXT)
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.05 * torch.randn_like(weight))

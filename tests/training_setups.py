@@ -103,7 +103,7 @@ class Setup:
     source: Callable[..., Source] = Waves
 
 
-_named = partial(NamedWaves, frames=1)
+_named = partial(NamedWaves, frames=1, size=8)
 SETUPS: dict[str, Setup] = {
     "cdt": Setup(lambda _: _module(cdt(), DenoisingObjective(lpips_weight=0))),
     "cdt_decoder": Setup(_decoder),

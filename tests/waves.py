@@ -69,7 +69,8 @@ class FilmWaves(NamedWaves, Captioned):
 class GlobalNoise(TorchFunctionMode):
     """Noise of the whole batch, of which a process gets the rows of its clips.
 
-    So two processes draw what one does: what then differs is not the noise.
+    So two processes draw what one does: what then differs is not the noise. Before the first
+    `seed` nothing is changed: nets are made of numbers that all processes draw alike.
     """
 
     DRAWS = (torch.rand, torch.randn, torch.randint, torch.randn_like, torch.rand_like)
@@ -78,10 +79,17 @@ class GlobalNoise(TorchFunctionMode):
         super().__init__()
         self.rank, self.ranks = rank, ranks
         self.generator = torch.Generator()
+        self.seeded = False
+
+    def seed(self, number: int) -> None:
+        """Draw from here on what `number` decides, whatever the rank."""
+        self.generator.manual_seed(number)
+        self.seeded = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in self.DRAWS or kwargs.get("generator") is not None:
+        given = kwargs.get("generator") is not None
+        if func not in self.DRAWS or given or not self.seeded:
             return func(*args, **kwargs)
         drawn: torch.Tensor
         kind = func

@@ -52,8 +52,11 @@ class Reseeded(Callback):
     def __init__(self, noise: GlobalNoise) -> None:
         self.noise = noise
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.noise.seed(2**32)  # a module may train something before its first step
+
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.noise.generator.manual_seed(trainer.global_step)
+        self.noise.seed(trainer.global_step)
 
 
 def twenty_steps(family: str, folder: Path) -> dict[str, Any]:
