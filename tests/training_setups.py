@@ -118,9 +118,14 @@ SETUPS: dict[str, Setup] = {
 }
 
 
+SLOW = ("text_to_image", "divergence", "consistency")
+"""Left out of the plain run: distillation has their parts, too, and two optimisers."""
+
+
 def families(*, slow: tuple[str, ...] = ()) -> list[Any]:
-    """All families, for parametrize; those in `slow` are marked so."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in SETUPS]
+    """All families, for parametrize; those in `slow` and `SLOW` are marked so."""
+    late = slow + SLOW
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in late else []) for name in SETUPS]
 
 
 class Diary(Callback):

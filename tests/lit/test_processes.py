@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
-from tests.training_setups import SETUPS, train
+from tests.training_setups import families, train
 from tests.waves import GlobalNoise
 from zoo.lit.sharding import local
 
@@ -97,7 +97,7 @@ def largest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
 
 
-@pytest.mark.parametrize("family", SETUPS)
+@pytest.mark.parametrize("family", families())
 def test_ddp_equals_one_process(family: str, tmp_path: Path) -> None:
     """Gradients to 1e-6, weights after 20 steps to 1e-5; averages, logs and clips, too."""
     alone = Run(twenty_steps, family, tmp_path / "one", folder=tmp_path)

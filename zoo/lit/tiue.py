@@ -133,10 +133,10 @@ class DistillationModule(PromptedModule):
         return [*super().frozen_nets(), self.score.frozen_teacher]
 
     def take_over(self, trainer: Trainer) -> None:
-        """Clipping is this module's: it has two optimisers.
+        """Clipping is this module's: it has two optimisers, or three. Any number of processes.
 
         Raises:
-            UserError: the trainer's precision, accumulation or processes don't go with that.
+            UserError: the trainer's precision, accumulation or divided weights don't go with that.
         """
         self._clip = take_over(trainer, what="distillation")
 
