@@ -150,8 +150,7 @@ class LatentVideoModule(ZooModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
             losses = self._losses(batch)
-        size = self.counted(batch)
-        self.log("val/mse", losses.terms["mse"], prog_bar=True, batch_size=size, sync_dist=True)
+        self.tally(batch, losses.terms)
         if index == 0 and self.trainer.is_global_zero:
             self.save_samples()
             if self.keep_exports:

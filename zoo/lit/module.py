@@ -35,6 +35,7 @@ class ZooModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._seed: int | None = None
+        self._tally: dict[str, Tensor] = {}  # sums over validation clips, and their number
 
     def progress(self) -> float:
         """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
@@ -74,6 +75,33 @@ class ZooModule(LightningModule):
     def part(self) -> tuple[int, int]:
         """(number, count) of the processes that share a batch: this one has every count-th clip."""
         return self.trainer.global_rank, self.trainer.world_size
+
+    def tally(self, batch: Batch, terms: dict[str, Tensor]) -> None:
+        """Count means over a validation batch; they are logged at the end as val/NAME."""
+        clips = self.counted(batch)
+        for name, value in (terms | {"": torch.ones(())}).items():
+            total = value.detach().double().cpu() * clips
+            self._tally[name] = self._tally.get(name, torch.zeros_like(total)) + total
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._tally = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the clips of all processes.
+
+        Not by `log(sync_dist=True)`: it averages the processes' numbers of clips as integers, so
+        that 2 and 1 clips count as 1 and 1.
+        """
+        if not self._tally:
+            return
+        sums = torch.stack(list(self._tally.values())).to(self.device)
+        shared = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(shared, Tensor)
+        totals = dict(zip(self._tally, shared.tolist(), strict=True))
+        count = totals.pop("")
+        for name, total in totals.items():
+            self.log(f"val/{name}", total / count, prog_bar=name == "mse")
 
     def counted(self, batch: Batch) -> int:
         """How many clips of a validation batch are this process's to count.

@@ -87,9 +87,7 @@ class TextToImageModule(PromptedModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
             losses = self._losses(batch, train=False)
-        size = self.counted(batch)
-        self.log("val/mse", losses.terms["mse"], prog_bar=True, batch_size=size, sync_dist=True)
-        self.log("val/loss", losses.total, batch_size=size, sync_dist=True)
+        self.tally(batch, losses.terms | {"loss": losses.total})
         if index == 0 and self.trainer.is_global_zero:
             self.save_sheet()
         assert losses.by_clip is not None
