@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,9 +75,78 @@ def test_official_weights_are_converted_once(
     with pytest.raises(UserError, match=r"has sha256 \w+, not \w+ as first seen"):
         zoo.load("cdt_base.official")
     hub.write_bytes(hub.read_bytes()[:1000])
-    (models / "cdt_base.official.source.json").unlink()
+    memo = models / "cdt_base.official.source.json"
+    memo.unlink()
     with pytest.raises(UserError, match="not a whole checkpoint"):
         zoo.load("cdt_base.official")
+    assert not memo.exists()  # the next file isn't held to the one that broke off
+    memo.write_text("{")
+    with pytest.raises(UserError, match=r"source\.json can't be read \(JSONDecodeError.*delete it"):
+        zoo.load("cdt_base.official")
+
+
+def _client_error() -> Exception:
+    """What the hub's HTTP client raises when a connection breaks."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    kind: type[Exception] = HfHubHTTPError.__bases__[0]
+    return kind("peer closed connection without sending complete message body")
+
+
+def _missing() -> Exception:
+    from huggingface_hub import errors
+
+    client = sys.modules[errors.Response.__module__.partition(".")[0]]
+    response = client.Response(404, request=client.Request("GET", "https://huggingface.co"))
+    return errors.RemoteEntryNotFoundError("404 Client Error", response=response)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (_client_error, "peer closed connection.*try again later"),
+        (lambda: OSError("Consistency check failed: size 1, not 2"), "Consistency check failed"),
+        (lambda: RuntimeError("Data processing error: CAS service error"), "CAS service error"),
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), "the disk is full, free space"),
+        (lambda: PermissionError(13, "denied", "/hub"), r"can't be written \(/hub\), set HF_HOME"),
+        (_missing, "the repository has no such file"),
+    ],
+    ids=["broken off", "too short", "storage", "full disk", "read-only", "no such file"],
+)
+@pytest.mark.parametrize("name", ["cdt_base.official", "wan21_vae.official"])
+def test_a_download_that_fails_is_one_sentence(
+    name: str,
+    raised: Callable[[], Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise raised()
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(UserError, match=f"can't fetch .*huggingface.*{said}") as refused:
+        zoo.load(name)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_the_hubs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache links to blobs named by the sha256 that the hub states."""
+    (tmp_path / "blobs").mkdir()
+    blob = tmp_path / "blobs" / hashlib.sha256(b"whole").hexdigest()
+    blob.write_bytes(b"who")
+    link = tmp_path / "snapshots" / "abc123" / "cdt_base.ckpt"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(link))
+    with pytest.raises(UserError, match=r"is not the file that the hub states for .*remove it"):
+        zoo.load("cdt_base.official")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,21 @@ def test_pickles_run_nothing(tmp_path: Path, old: bool) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_pickles_cut_off_anywhere_are_refused(tmp_path: Path, new: bool) -> None:
+    """In one sentence: among the ends are those in the middle of a number's or a name's bytes."""
+    whole, path = tmp_path / "whole.ckpt", tmp_path / "cut.ckpt"
+    content = {"state_dict": {"a.weight": torch.zeros(3)}, "names": ("one", "two"), "step": 70_000}
+    torch.save(content, whole, _use_new_zipfile_serialization=new)
+    data = whole.read_bytes()
+    for end in range(0, len(data), 7 if new else 1):
+        path.write_bytes(data[:end])
+        # a name that is cut off is another name
+        with pytest.raises(UserError, match=r"is not a whole checkpoint|asks for \w") as refused:
+            load_pickle(path)
+        assert "\n" not in str(refused.value)
+
+
 def test_resuming_from_a_foreign_checkpoint_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +170,19 @@ def test_resuming_from_a_foreign_checkpoint_runs_nothing(
     assert stopped.value.code == 2
     assert "nothing of it was run" in capsys.readouterr().err
     assert not mark.exists()
+
+
+def test_yaml_without_bottom_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "deep.yaml"
+    config.write_text("trainer: " + "[" * 4000)
+    with pytest.raises(SystemExit) as stopped:
+        run(find("train"), ["fit", "--config", str(config), "--print_config"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Problems parsing config")
+    assert said.count("\n") == 1
 
 
 def test_yaml_makes_no_objects(

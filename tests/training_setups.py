@@ -7,23 +7,25 @@ A new family joins with one entry of SETUPS; every test of `tests/lit/test_proce
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch.overrides import TorchFunctionMode
 
-from zoo.data.batch import Sample
+from tests import prompted_setups as prompted
+from tests.waves import FilmWaves, NamedWaves, Waves
 from zoo.data.datamodule import ZooDataModule
 from zoo.data.source import Source
 from zoo.lit.callbacks import EMA
 from zoo.lit.checkpoints import Checkpoints, WholeFiles
+from zoo.lit.module import ZooModule
 from zoo.lit.peers import Peers
 from zoo.lit.tokenizer import TokenizerModule
 from zoo.nets.cdt import CDT, CDTConfig
@@ -35,35 +37,6 @@ from zoo.objectives import KL, Adversarial, DenoisingObjective, ReconstructionOb
 
 warnings.filterwarnings("ignore", module="lightning")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-class Waves(Source):
-    """Clips made of (pass, index) alone, without files."""
-
-    suffixes = ()
-
-    def __init__(self, count: int, *, frames: int = 5, size: int = 16, bad: int | None = None):
-        super().__init__("waves", size=size)
-        self.count, self.frames, self.bad = count, frames, bad
-        self._usable = []
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
-        number, index = item if isinstance(item, tuple) else (0, item)
-        rng = np.random.default_rng((number, index))
-        coarse = torch.from_numpy(rng.uniform(-1, 1, (3, self.frames, 4, 4)).astype(np.float32))
-        scale = self.size // 4
-        pixels = coarse.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        if index == self.bad:
-            pixels = pixels * torch.nan
-        return Sample(pixels, "", f"{number}/{index}")
-
-    def _probe(self, path: Path) -> dict[str, Any]:
-        raise NotImplementedError
-
-    _locate = _read = _probe  # type: ignore[assignment]
 
 
 NARROW: dict[str, Any] = {
@@ -102,17 +75,17 @@ def _reconstruction() -> ReconstructionObjective:
     return ReconstructionObjective(regularizer=KL(weight=1e-4), lpips_weight=0)
 
 
-def _image() -> TokenizerModule:
+def _image(_: Path) -> TokenizerModule:
     config = KLVAEConfig(block_channels=(8, 16), layers=1, norm_groups=4, attention=False)
     return _module(KLVAE(config), _reconstruction())
 
 
-def _decoder() -> TokenizerModule:
+def _decoder(_: Path) -> TokenizerModule:
     config = decoder_config(vae(), unet_dim=8, context_dim=8, context_channels=8)
     return _module(CDTDecoder(config), DenoisingObjective(kl_weight=0.0, lpips_weight=0))
 
 
-def _adversarial() -> TokenizerModule:
+def _adversarial(_: Path) -> TokenizerModule:
     stage = Adversarial(
         discriminator=PatchDiscriminator(dim=8, layers=1, time=True),
         optimizer=partial(torch.optim.Adam, lr=1e-3),
@@ -122,49 +95,37 @@ def _adversarial() -> TokenizerModule:
     return _module(vae(), _reconstruction(), adversarial=stage)
 
 
-SETUPS: dict[str, Callable[[], LightningModule]] = {
-    "cdt": lambda: _module(cdt(), DenoisingObjective(lpips_weight=0)),
-    "cdt_decoder": _decoder,
-    "kl_vae": _image,
-    "kl_vae_video": lambda: _module(vae(), _reconstruction()),
-    "adversarial": _adversarial,
+@dataclass(frozen=True)
+class Setup:
+    """A family: `module` may put files into a folder, `source` is called as `Waves` is."""
+
+    module: Callable[[Path], ZooModule]
+    source: Callable[..., Source] = Waves
+
+
+_named = partial(NamedWaves, frames=1, size=8)
+SETUPS: dict[str, Setup] = {
+    "cdt": Setup(lambda _: _module(cdt(), DenoisingObjective(lpips_weight=0))),
+    "cdt_decoder": Setup(_decoder),
+    "kl_vae": Setup(_image, partial(Waves, frames=1)),
+    "kl_vae_video": Setup(lambda _: _module(vae(), _reconstruction())),
+    "adversarial": Setup(_adversarial),
+    "text_to_image": Setup(prompted.text_to_image, _named),
+    "distillation": Setup(prompted.distillation, _named),
+    "divergence": Setup(prompted.divergence, _named),
+    "consistency": Setup(prompted.consistency, _named),
+    "latent_video": Setup(prompted.latent_video, FilmWaves),
 }
-FRAMES = {"kl_vae": 1}
+
+
+SLOW = ("text_to_image", "divergence", "consistency")
+"""Left out of the plain run: distillation has their parts, too, and two optimisers."""
 
 
 def families(*, slow: tuple[str, ...] = ()) -> list[Any]:
-    """All families, for parametrize; those in `slow` are marked so."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in SETUPS]
-
-
-class GlobalNoise(TorchFunctionMode):
-    """Noise of the whole batch, of which a process gets the rows of its clips.
-
-    So two processes draw what one does: what then differs is not the noise.
-    """
-
-    DRAWS = (torch.rand, torch.randn, torch.randint, torch.randn_like, torch.rand_like)
-
-    def __init__(self, rank: int, ranks: int) -> None:
-        super().__init__()
-        self.rank, self.ranks = rank, ranks
-        self.generator = torch.Generator()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in self.DRAWS or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
-        drawn: torch.Tensor
-        kind = func
-        if func in (torch.randn_like, torch.rand_like):
-            kind = torch.randn if func is torch.randn_like else torch.rand
-            args, kwargs = (args[0].shape,), {"dtype": args[0].dtype}
-        place = 1 if func is torch.randint else 0
-        sizes = args[place:]
-        shape = list(sizes[0] if isinstance(sizes[0], tuple | list | torch.Size) else sizes)
-        shape[0] *= self.ranks
-        drawn = kind(*args[:place], shape, **(kwargs | {"generator": self.generator}))
-        return drawn[self.rank :: self.ranks].contiguous()
+    """All families, for parametrize; those in `slow` and `SLOW` are marked so."""
+    late = slow + SLOW
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in late else []) for name in SETUPS]
 
 
 class Diary(Callback):
@@ -215,13 +176,9 @@ def train(
     `callbacks` act before a step is saved, those in `last` after it.
     """
     seed_everything(0)
-    module = SETUPS[family]()
-    frames = FRAMES.get(family, 5)
+    setup = SETUPS[family]
     data = ZooDataModule(
-        Waves(count, frames=frames, bad=bad),
-        val=Waves(3, frames=frames),
-        batch_size=batch,
-        num_workers=workers,
+        setup.source(count, bad=bad), val=setup.source(3), batch_size=batch, num_workers=workers
     )
     values: dict[str, Any] = {
         "max_steps": steps,
@@ -235,6 +192,7 @@ def train(
         "check_val_every_n_epoch": None,
         "gradient_clip_val": 0.5,
         "plugins": [WholeFiles()],
+        "default_root_dir": folder,
     }
     trainer = Trainer(**(values | arguments))
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +205,8 @@ def train(
         Peers(),
         *last,
     ]
-    module.take_over(trainer)  # type: ignore[operator]
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    with prompted.words(), tempfile.TemporaryDirectory(dir=folder) as made:
+        module = setup.module(Path(made))
+        module.take_over(trainer)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     return trainer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from zoo.errors import UserError
 from zoo.nets.foreign.table import ENTRIES, Entry
+from zoo.remote import fetch_file
 
 _LOG = logging.getLogger("zoo")
 _SUFFIX = ".official"
 _FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-_TIMEOUT_S = 10.0
 ACCEPT = "ZOO_ACCEPT_LICENSE"
 """Environment variable: names of the table, by commas, whose terms the user accepts."""
 
@@ -35,8 +35,7 @@ def published_folder(name: str, *, accept_license: bool = False) -> Path:
         accept_license: the user accepts the terms; `ZOO_ACCEPT_LICENSE` says so, too.
 
     Raises:
-        UserError: terms that aren't accepted, a gate, no network and nothing cached, or a
-            repository without the files.
+        UserError: terms that aren't accepted, and what `fetch_file` raises.
     """
     entry = published()[name]
     base = name.removesuffix(_SUFFIX)
@@ -51,48 +50,15 @@ def published_folder(name: str, *, accept_license: bool = False) -> Path:
         _LOG.warning("%s: %s (%s), accepted", name, entry.licence, entry.terms)
     if entry.revision is None:
         _LOG.info("%s: the newest revision of %s, which the zoo doesn't pin", name, entry.repo)
-    folders = [_fetch(name, entry, entry.subfolder)]
+    folders = [_fetch(entry, entry.subfolder)]
     if entry.decoder:
-        folders.append(_fetch(name, entry, entry.decoder_subfolder))
+        folders.append(_fetch(entry, entry.decoder_subfolder))
     return folders[-1]
 
 
-def _fetch(name: str, entry: Entry, subfolder: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-    )
-
-    chatter = logging.getLogger("huggingface_hub")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)  # it tells of every retry; our one sentence says the outcome
-    try:
-        paths = [
-            hf_hub_download(
-                entry.repo,
-                file,
-                subfolder=subfolder or None,
-                revision=entry.revision,
-                etag_timeout=_TIMEOUT_S,
-            )
-            for file in _FILES
-        ]
-    except GatedRepoError as error:
-        raise UserError(
-            f"{entry.repo} is gated: accept its terms at https://huggingface.co/{entry.repo} and "
-            f"log in with 'hf auth login', or get the files another way and load dir:FOLDER"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if isinstance(error, HfHubHTTPError):
-            why = (str(error).splitlines() or [""])[0][:160]
-        else:
-            why = "no network, or it is offline by HF_HUB_OFFLINE"
-        raise UserError(
-            f"can't fetch {source_of(entry)} for {name} ({why}): get the files another way and "
-            "load dir:FOLDER"
-        ) from error
-    finally:
-        chatter.setLevel(level)
-    return Path(paths[0]).parent
+def _fetch(entry: Entry, subfolder: str) -> Path:
+    paths = [
+        fetch_file(entry.repo, file, subfolder=subfolder or None, revision=entry.revision)
+        for file in _FILES
+    ]
+    return paths[0].parent

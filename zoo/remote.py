@@ -82,11 +82,53 @@ def fetch_repo(repo: str, revision: str | None = None) -> Path:
     weights = _file(repo, name, commit, where)
     if weights is None:
         raise UserError(f"hf:{where} has no {name}: the zoo reads weights as safetensors only")
-    _check(weights, where)
+    _check(weights, f"hf:{where}")
     if not diffusers:
         for extra in _CARD:
             _file(repo, extra, commit, where)
     return folder
+
+
+def fetch_file(
+    repo: str,
+    name: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    otherwise: str = "get the folder another way and load dir:FOLDER",
+) -> Path:
+    """One file in the hub's cache, fetched if need be and checked against the hub's sha256.
+
+    Args:
+        repo: `ORG/REPO`.
+        name: of the file.
+        revision: branch, tag or commit; None for the newest of the default branch.
+        subfolder: of the repository.
+        otherwise: what to do where it can't be fetched.
+
+    Raises:
+        Unavailable: offline, no answer or a download that broke off, and nothing in the cache.
+        UserError: no such repository, revision or file, a gate, a cache that can't be written, a
+            full disk, or another content than the hub states.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    where = "/".join(filter(None, (repo, subfolder, name)))
+    with _one_sentence(f"can't fetch {where} of huggingface.co", repo, otherwise=otherwise):
+        try:
+            found = hf_hub_download(
+                repo, name, subfolder=subfolder, revision=revision, etag_timeout=_TIMEOUT_S
+            )
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise UserError(
+                f"can't fetch {where} of huggingface.co: the repository has no such file; "
+                f"{otherwise}"
+            ) from error
+    _check(Path(found), where)
+    return Path(found)
 
 
 def push_folder(folder: str | Path, repo: str, *, private: bool = False) -> str:
@@ -114,7 +156,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = False) -> str:
         read_config(folder)
     check_card(folder)
     api = HfApi()
-    with _one_sentence(f"can't push {folder} to {repo}"):
+    with _one_sentence(f"can't push {folder} to {repo}", repo):
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
             repo_id=repo,
@@ -184,11 +226,15 @@ def sha256(path: Path) -> str:
 
 
 def _check(weights: Path, where: str) -> None:
-    """The cache names the blob of a large file by the sha256 that the hub states."""
+    """The cache names the blob of a large file by the sha256 that the hub states.
+
+    Raises:
+        UserError: the file has another one: it was cut off or damaged.
+    """
     blob = weights.resolve()
     if _SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
         raise UserError(
-            f"{blob} is not the file that the hub states for hf:{where} (sha256 {blob.name}): "
+            f"{blob} is not the file that the hub states for {where} (sha256 {blob.name}): "
             "remove it and load again"
         )
 
@@ -198,7 +244,7 @@ def _file(repo: str, name: str, revision: str | None, where: str) -> Path | None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with _one_sentence(f"can't fetch {name} of hf:{where}"):
+    with _one_sentence(f"can't fetch {name} of hf:{where}", repo):
         try:
             return Path(hf_hub_download(repo, name, revision=revision, etag_timeout=_TIMEOUT_S))
         except EntryNotFoundError as error:
@@ -210,8 +256,14 @@ def _file(repo: str, name: str, revision: str | None, where: str) -> Path | None
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    """Errors of the hub's client and of the disk, as UserError that says `what` failed."""
+def _one_sentence(
+    what: str, repo: str, *, otherwise: str = "get the folder another way and load dir:FOLDER"
+) -> Iterator[None]:
+    """Errors of the hub's client and of the disk, as UserError that says `what` failed.
+
+    `otherwise` is what to do where the hub can't be had.
+    """
+    from huggingface_hub import errors
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -223,13 +275,18 @@ def _one_sentence(what: str) -> Iterator[None]:
 
     # requests', httpx' or httpx2's, by the hub's version
     client_error: Any = HfHubHTTPError.__bases__[0]
+    # of its storage: a RuntimeError before 2.0
+    storage_error: Any = getattr(errors, "XetDownloadError", RuntimeError)
     chatter = logging.getLogger("huggingface_hub")
     level = chatter.level
     chatter.setLevel(logging.ERROR)  # it tells of every retry; our one sentence says the outcome
     try:
         yield
     except GatedRepoError as error:
-        raise UserError(f"{what}: it is gated, accept its terms and run 'hf auth login'") from error
+        raise UserError(
+            f"{what}: it is gated: accept its terms at https://huggingface.co/{repo} and log in "
+            f"with 'hf auth login', or {otherwise}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{what}: no such repository, or no right to it ('hf auth login')"
@@ -238,12 +295,11 @@ def _one_sentence(what: str) -> Iterator[None]:
         raise UserError(f"{what}: it has no such revision") from error
     except LocalEntryNotFoundError as error:
         raise Unavailable(
-            f"{what}: no network, or HF_HUB_OFFLINE is set, and it is not in the cache; "
-            "get the folder another way and load dir:FOLDER"
+            f"{what}: no network, or HF_HUB_OFFLINE is set, and it is not in the cache; {otherwise}"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{what} ({(str(error).splitlines() or [''])[0][:160]})") from error
-    except (client_error, OSError) as error:
+    except (client_error, storage_error, RuntimeError, OSError) as error:
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{what}: the disk is full, free space or set HF_HOME") from error
@@ -253,6 +309,6 @@ def _one_sentence(what: str) -> Iterator[None]:
                 f"{what}: the hub's cache can't be written ({where}), set HF_HOME"
             ) from error
         why = (str(error).splitlines() or [""])[0][:160]
-        raise Unavailable(f"{what} ({why}): load dir:FOLDER, or try again later") from error
+        raise Unavailable(f"{what} ({why}): try again later, or {otherwise}") from error
     finally:
         chatter.setLevel(level)

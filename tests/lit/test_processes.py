@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
-from tests.training_setups import SETUPS, GlobalNoise, train
+from tests.training_setups import families, train
+from tests.waves import GlobalNoise
 from zoo.lit.sharding import local
 
 
@@ -29,21 +30,40 @@ class Gradients(Callback):
                     self.kept[f"{trainer.global_step}/{name}"] = weight.grad.clone()
 
 
+class Errors(Callback):
+    """What this process's validation steps return for each clip, of the last validation."""
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.kept = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any
+    ) -> None:
+        if isinstance(outputs, torch.Tensor) and outputs.ndim == 1:
+            self.kept.append(outputs)
+
+
 class Reseeded(Callback):
     """The noise of a step's global batch, whatever the rank."""
 
     def __init__(self, noise: GlobalNoise) -> None:
         self.noise = noise
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.noise.seed(2**32)  # a module may train something before its first step
+
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.noise.generator.manual_seed(trainer.global_step)
+        self.noise.seed(trainer.global_step)
 
 
 def twenty_steps(family: str, folder: Path) -> dict[str, Any]:
     """Train on 4 clips a step; returns what the gate compares."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     noise = GlobalNoise(int(os.environ.get("RANK", "0")), processes)
-    gradients = Gradients(1, 5)
+    gradients, errors = Gradients(1, 5), Errors()
     more = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     with noise:
         trainer = train(
@@ -52,7 +72,7 @@ def twenty_steps(family: str, folder: Path) -> dict[str, Any]:
             steps=20,
             batch=4 // processes,
             every=20,
-            callbacks=(Reseeded(noise), gradients),
+            callbacks=(Reseeded(noise), gradients, errors),
             **more,
         )
     state = torch.load(folder / "last.ckpt", weights_only=False)
@@ -63,6 +83,7 @@ def twenty_steps(family: str, folder: Path) -> dict[str, Any]:
         "logged": {k: float(v) for k, v in trainer.callback_metrics.items()},
         "keys": [line.split()[2] for line in _diary(folder, trainer.global_rank)],
         "used": state["ZooDataModule"]["used"],
+        "errors": errors.kept,
     }
 
 
@@ -76,7 +97,7 @@ def largest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
 
 
-@pytest.mark.parametrize("family", SETUPS)
+@pytest.mark.parametrize("family", families())
 def test_ddp_equals_one_process(family: str, tmp_path: Path) -> None:
     """Gradients to 1e-6, weights after 20 steps to 1e-5; averages, logs and clips, too."""
     alone = Run(twenty_steps, family, tmp_path / "one", folder=tmp_path)
@@ -88,9 +109,14 @@ def test_ddp_equals_one_process(family: str, tmp_path: Path) -> None:
     assert largest(one["averages"], first["averages"]) < 1e-5
     # what is logged is of the whole batch and of all validation clips, in every process
     assert second["logged"] == pytest.approx(first["logged"])
+    if first["errors"]:
+        clips = torch.cat([*first["errors"], *second["errors"]])
+        assert len(clips) == 3
+        assert first["logged"]["val/mse"] == pytest.approx(float(clips.mean()), rel=1e-5)
     for result in (one, first):
-        # its noise depends on the validation batch
-        result["logged"].pop("val/xt_gain", None)
+        # their noise depends on the validation batch
+        for name in ("val/xt_gain", "val/mse", "val/loss"):
+            result["logged"].pop(name, None)
     assert first["logged"] == pytest.approx(one["logged"], rel=1e-3, abs=1e-4)
     assert one["used"] == first["used"] == 80
     # the clips of a step are the same, each in one process

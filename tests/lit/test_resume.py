@@ -14,7 +14,9 @@ from tests.scripts.resume_rounds import curve, digest, rounds
 from tests.training_setups import families, train
 
 
-@pytest.mark.parametrize(("family", "kills"), [("adversarial", 10), ("kl_vae_video", 10)])
+@pytest.mark.parametrize(
+    ("family", "kills"), [("adversarial", 7), ("kl_vae_video", 7), ("distillation", 6)]
+)
 def test_resume_after_kill_9_is_exact(family: str, kills: int, tmp_path: Path) -> None:
     """Twenty in all, at random moments; 500 by tests/scripts/resume_rounds.py."""
     found = rounds(family, tmp_path, kills=kills, steps=60, seed=kills)

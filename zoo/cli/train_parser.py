@@ -90,7 +90,7 @@ def names_module(args: Sequence[str]) -> bool:
     for path in [*follows, *(a.partition("=")[2] for a in args if a.startswith("--config="))]:
         try:
             read = yaml.safe_load(Path(path).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
             continue  # jsonargparse says what is wrong with it
         model = read.get("model") if isinstance(read, dict) else None
         if isinstance(model, dict) and "class_path" in model:

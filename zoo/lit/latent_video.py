@@ -137,21 +137,27 @@ class LatentVideoModule(ZooModule):
 
         losses = run()
         shared = self.checked(losses, batch, again=run)
+        self.log("train/loss", shared["loss"])
         self.log("train/mse", shared["mse"], prog_bar=True)
         return losses.total
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """The loss, with the same noise every time; with the first batch, films."""
+    def validation_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss, with the same noise every time; with the first batch, films.
+
+        Returns:
+            Each clip's squared error [B].
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
             losses = self._losses(batch)
-        size = len(batch.pixels)
-        self.log("val/mse", losses.terms["mse"], prog_bar=True, batch_size=size, sync_dist=True)
+        self.tally(batch, losses.terms)
         if index == 0 and self.trainer.is_global_zero:
             self.save_samples()
             if self.keep_exports:
                 step = f"step-{self.trainer.global_step:06d}"
                 self.export(Path(self.trainer.default_root_dir) / "exports" / step)
+        assert losses.by_clip is not None
+        return losses.by_clip
 
     def save_samples(self) -> Path:
         """Films of the prompts, always from the same noise."""
@@ -179,7 +185,8 @@ class LatentVideoModule(ZooModule):
         begins = torch.tensor([film_of(key)[1] for key in batch.key], device=self.device)
         text = self._parts.text(batch.prompt).to(self.device)
         empty = self._parts.text([""]).to(self.device)
-        return self.objective(self.net, self._latents(batch.pixels), text, empty, begins=begins)
+        latents = self._latents(batch.pixels)
+        return self.objective(self.net, latents, text, empty, begins=begins, part=self.part)
 
     @torch.no_grad()
     def _latents(self, given: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zoo.data.batch import Batch
+from zoo.errors import UserError
 from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
+from zoo.lit.sharding import FSDP2
 from zoo.objectives.losses import Losses
 
 
@@ -33,6 +35,7 @@ class ZooModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._seed: int | None = None
+        self._tally: dict[str, Tensor] = {}  # sums over validation clips, and their number
 
     def progress(self) -> float:
         """Share of the run that is done, in [0,1]: of its steps or of its time, what is further.
@@ -57,7 +60,56 @@ class ZooModule(LightningModule):
         return min(1.0, warm) * self.cosine(step)
 
     def take_over(self, trainer: Trainer) -> None:
-        """Call before `fit`: a module that steps by hand takes over what the trainer did."""
+        """Call before `fit`: a module that steps by hand takes over what the trainer did.
+
+        Raises:
+            UserError: this module can't train in the trainer's way.
+        """
+        if isinstance(trainer.strategy, FSDP2):
+            raise UserError(
+                f"fsdp2 divides tokenizers: {type(self).__name__} trains whole nets, use "
+                "--trainer.strategy ddp"
+            )
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(number, count) of the processes that share a batch: this one has every count-th clip."""
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def tally(self, batch: Batch, terms: dict[str, Tensor]) -> None:
+        """Count means over a validation batch; they are logged at the end as val/NAME."""
+        clips = self.counted(batch)
+        for name, value in (terms | {"": torch.ones(())}).items():
+            total = value.detach().double().cpu() * clips
+            self._tally[name] = self._tally.get(name, torch.zeros_like(total)) + total
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._tally = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the clips of all processes.
+
+        Not by `log(sync_dist=True)`: it averages the processes' numbers of clips as integers, so
+        that 2 and 1 clips count as 1 and 1.
+        """
+        if not self._tally:
+            return
+        sums = torch.stack(list(self._tally.values())).to(self.device)
+        shared = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(shared, Tensor)
+        totals = dict(zip(self._tally, shared.tolist(), strict=True))
+        count = totals.pop("")
+        for name, total in totals.items():
+            self.log(f"val/{name}", total / count, prog_bar=name == "mse")
+
+    def counted(self, batch: Batch) -> int:
+        """How many clips of a validation batch are this process's to count.
+
+        With fewer clips than processes some repeat a clip that another one counts.
+        """
+        source = self.trainer.datamodule.val  # type: ignore[attr-defined]
+        return len(batch.key) if self.trainer.global_rank < len(source) else 0
 
     def on_fit_start(self) -> None:
         """Remember the run's seed."""
@@ -75,9 +127,12 @@ class ZooModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Make a step's noise a function of seed, rank and step, so that resuming is exact."""
         trainer = self.trainer
-        part = index % trainer.accumulate_grad_batches
+        self._seed_noise(trainer.global_step, index % trainer.accumulate_grad_batches)
+
+    def _seed_noise(self, *numbers: int) -> None:
+        """Draw from here on what seed, rank and `numbers` decide."""
         assert self._seed is not None
-        drawn = np.random.SeedSequence((self._seed, trainer.global_rank, trainer.global_step, part))
+        drawn = np.random.SeedSequence((self._seed, self.trainer.global_rank, *numbers))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def checked(

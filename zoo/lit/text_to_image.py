@@ -78,17 +78,22 @@ class TextToImageModule(PromptedModule):
         self.log("train/mse", shared["mse"])
         return losses.total
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """The loss, with the same noise every time; with the first batch, the sheet."""
+    def validation_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss, with the same noise every time; with the first batch, the sheet.
+
+        Returns:
+            Each picture's squared error [B].
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
             losses = self._losses(batch, train=False)
-        size = len(batch.pixels)
-        self.log("val/mse", losses.terms["mse"], prog_bar=True, batch_size=size, sync_dist=True)
-        self.log("val/loss", losses.total, batch_size=size, sync_dist=True)
+        self.tally(batch, losses.terms | {"loss": losses.total})
         if index == 0 and self.trainer.is_global_zero:
             self.save_sheet()
+        assert losses.by_clip is not None
+        return losses.by_clip
 
     def _losses(self, batch: Batch, *, train: bool) -> Losses:
         latents = self.latents_of(batch, train=train)
-        return self.objective(self.net, latents, self.text_of(batch.prompt), self.text_of([""]))
+        text, empty = self.text_of(batch.prompt), self.text_of([""])
+        return self.objective(self.net, latents, text, empty, part=self.part)

@@ -19,7 +19,7 @@ from zoo.diffusion.samplers import DDIMPlan, TiUESample, tiue_sample
 from zoo.errors import UserError
 from zoo.frozen import Frozen
 from zoo.lit.adversarial import take_over
-from zoo.lit.finite import check_gradient
+from zoo.lit.finite import check_gradient, mean_over_processes
 from zoo.lit.module import scheduled
 from zoo.lit.prompted import PromptedModule
 from zoo.nets.tiue.unet import TiUEUNet
@@ -29,6 +29,9 @@ from zoo.objectives.losses import Losses
 from zoo.objectives.score import LoRA, ScoreNet
 from zoo.open_pipeline import open_pipeline
 from zoo.pipelines import TiUEPipeline
+
+_WARMUP = 2**32 - 1
+"""Marks the noise of the score net's lead, which no step of the run has."""
 
 
 class DistillationModule(PromptedModule):
@@ -130,10 +133,10 @@ class DistillationModule(PromptedModule):
         return [*super().frozen_nets(), self.score.frozen_teacher]
 
     def take_over(self, trainer: Trainer) -> None:
-        """Clipping is this module's: it has two optimisers.
+        """Clipping is this module's: it has two optimisers, or three. Any number of processes.
 
         Raises:
-            UserError: the trainer's precision, accumulation or processes don't go with that.
+            UserError: the trainer's precision, accumulation or divided weights don't go with that.
         """
         self._clip = take_over(trainer, what="distillation")
 
@@ -163,7 +166,11 @@ class DistillationModule(PromptedModule):
             self.objective.clip.prepare(self.device)
 
     def _sample_teacher(self) -> None:
-        """Make or read the teacher's samples of all captions."""
+        """Make or read the teacher's samples of all captions.
+
+        The first process makes them, the others then read the file. Where that takes longer than
+        the strategy's time-out, make them before by a short run of one process.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         prompts = getattr(data.train, "prompts", None)
         if not prompts:
@@ -174,6 +181,9 @@ class DistillationModule(PromptedModule):
         teacher = self._teacher.of
         teacher.set_progress_bar_config(disable=True)
         adapted = isinstance(self.score, LoRA)
+        strategy = self.trainer.strategy
+        if not self.trainer.is_global_zero:
+            strategy.barrier("samples of the teacher")
         if adapted:
             teacher.unet.disable_adapters()
         try:
@@ -187,6 +197,8 @@ class DistillationModule(PromptedModule):
         finally:
             if adapted:
                 teacher.unet.enable_adapters()
+        if self.trainer.is_global_zero:
+            strategy.barrier("samples of the teacher")
 
     def on_train_start(self) -> None:
         """The score net's lead over the student; a resumed run has had it."""
@@ -194,10 +206,13 @@ class DistillationModule(PromptedModule):
         missing = self.score_warmup - int(self.score_steps)
         if self.trainer.global_step or missing <= 0:
             return
-        samples = list(data.train.spread(self.score_warmup * data.batch_size))
+        # each process has captions and noise of its own, as in training
+        rank, ranks = self.part
+        samples = list(data.train.spread(self.score_warmup * data.batch_size * ranks))
         with self.trainer.precision_plugin.forward_context():
             for number in range(missing):
-                chosen = samples[number :: self.score_warmup]
+                chosen = samples[number :: self.score_warmup][rank::ranks]
+                self._seed_noise(number, _WARMUP)
                 made = [self._sample([s.prompt for s in chosen], gradient=False)]
                 self._step_score(made, [[s.prompt for s in chosen]])
 
@@ -210,15 +225,16 @@ class DistillationModule(PromptedModule):
         optimizers[0].zero_grad()
         made, totals = [], []
         for prompts in parts:
-            losses, sample = self._student_losses(prompts, batch)
+            losses, shared, sample = self._student_losses(prompts, batch)
             made.append(sample)
             share = len(prompts) / len(batch.prompt)
             self.manual_backward(losses.total * share)
-            totals.append({k: v.detach() * share for k, v in losses.terms.items()})
+            totals.append({name: value * share for name, value in shared.items()})
         self._descend(optimizers[0], self.net.parameters(), "the student")
         schedule.step()
         for name in totals[0]:
-            self.log(f"train/{name}", sum(t[name] for t in totals), prog_bar=True)
+            total = sum(t[name] for t in totals)
+            self.log(f"train/{name}", total, prog_bar=name != "loss")
         for _ in range(self.score_updates):
             self.log("train/score", self._step_score(made, parts), prog_bar=True)
         if self.divergence is not None:
@@ -243,7 +259,9 @@ class DistillationModule(PromptedModule):
 
     def _student_losses(
         self, prompts: list[str], batch: Batch
-    ) -> tuple[Losses, tuple[Tensor, TiUESample]]:
+    ) -> tuple[Losses, dict[str, Tensor], tuple[Tensor, TiUESample]]:
+        """The losses, their means over processes, and the detached samples."""
+
         def run() -> tuple[Losses, tuple[Tensor, TiUESample]]:
             z, sample = self._sample(prompts, gradient=True)
             losses = self.objective.student(
@@ -265,13 +283,13 @@ class DistillationModule(PromptedModule):
             return losses, (z, sample)
 
         losses, made = run()
-        self.checked(losses, batch, again=run)
+        shared = self.checked(losses, batch, again=run)
         z, sample = made
         # the graph isn't needed any more, and would stay in memory with the other parts'
-        return losses, (z, TiUESample(*(x.detach() for x in sample)))
+        return losses, shared, (z, TiUESample(*(x.detach() for x in sample)))
 
     def _step_score(self, made: list[tuple[Tensor, TiUESample]], parts: list[list[str]]) -> Tensor:
-        """One update of the score net on the student's samples; the loss."""
+        """One update of the score net on the student's samples; the loss, of all processes."""
         # torch's own optimiser: Lightning's would count the step
         optimizer = self.trainer.optimizers[1]
         optimizer.zero_grad()
@@ -290,12 +308,16 @@ class DistillationModule(PromptedModule):
             total += loss.detach() * (len(prompts) / count)
         self._descend(optimizer, self.score.parameters(), "the score net")
         self.score_steps += 1
-        return total
+        return mean_over_processes({"score": total}, self.trainer.strategy)["score"]
 
     def _step_ratio(
         self, made: list[tuple[Tensor, TiUESample]], parts: list[list[str]]
     ) -> dict[str, Tensor]:
-        """One update of the ratio head on the student's samples and the teacher's; its terms."""
+        """One update of the ratio head on the student's samples and the teacher's.
+
+        Returns:
+            Its terms, means over processes.
+        """
         # torch's own optimiser, as the score net's
         optimizer = self.trainer.optimizers[2]
         optimizer.zero_grad()
@@ -312,7 +334,7 @@ class DistillationModule(PromptedModule):
             for name, value in terms.items():
                 found[name] = found.get(name, torch.zeros_like(value)) + value * share
         self._descend(optimizer, self.divergence.parameters(), "the ratio head")
-        return found
+        return mean_over_processes(found, self.trainer.strategy)
 
     def _descend(self, optimizer: Any, weights: Iterable[Tensor], who: str) -> None:
         weights = list(weights)

@@ -162,9 +162,7 @@ class TokenizerModule(ZooModule):
         posterior = self.net.encode(x)
         size = (x.shape[2], x.shape[3], x.shape[4])
         y = self.net.decode(posterior.mean, size=size, generator=generator)
-        # with fewer clips than processes some repeat a clip that another one counts
-        source = self.trainer.datamodule.val  # type: ignore[attr-defined]
-        count = len(x) if self.trainer.global_rank < len(source) else 0
+        count = self.counted(batch)
         self._scores[0] += psnr(y, x)[:count].sum().double().cpu()
         self._scores[2] += count
         if posterior.logvar is not None:

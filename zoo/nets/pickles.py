@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from zoo.errors import UserError
 
 _DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, LookupError, MemoryError)
-_DAMAGE += (AttributeError, TypeError, ValueError, OverflowError, AssertionError)
+_DAMAGE += (AttributeError, TypeError, ValueError, OverflowError, AssertionError, struct.error)
 
 
 def load_pickle(path: Path, *, device: str = "cpu") -> Any:
@@ -31,7 +32,8 @@ def load_pickle(path: Path, *, device: str = "cpu") -> Any:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)|unrecognized function (\S+)", str(error))
+        # a name that is cut off names nothing
+        asked = re.search(r"GLOBAL (\w[\w.]*)|unrecognized function (\S+)", str(error))
         if asked is not None:
             raise UserError(
                 f"the pickle {path} asks for {asked[1] or asked[2]}, which a file of weights has "

@@ -52,7 +52,15 @@ class DiffusionObjective:
         capped = (snr + 1).clamp_max(self.snr_gamma)
         return capped / (snr + 1) if self.prediction == "v_prediction" else capped
 
-    def __call__(self, net: Any, latents: Tensor, text: Tensor, empty: Tensor) -> Losses:
+    def __call__(
+        self,
+        net: Any,
+        latents: Tensor,
+        text: Tensor,
+        empty: Tensor,
+        *,
+        part: tuple[int, int] = (0, 1),
+    ) -> Losses:
         """Losses on one batch.
 
         Args:
@@ -60,11 +68,12 @@ class DiffusionObjective:
             latents: clean, normalised [B,c,h,w].
             text: states of the captions [B,L,D].
             empty: states of the empty caption [1,L,D].
+            part: (number, count) of the processes that share a batch: their time steps differ, too.
         """
         count, device = len(latents), latents.device
         drop = torch.rand(count, 1, 1, device=device) < self.dropout
         text = torch.where(drop, empty, text)
-        index = stratified_times(count, len(self.alpha_bar), device)
+        index = stratified_times(count, len(self.alpha_bar), device, part=part)
         alpha_bar = self.alpha_bar.to(device, torch.float32)[index]
         noise = torch.randn_like(latents)
         predicted = net(add_noise(latents, noise, alpha_bar), index, text).sample
@@ -75,7 +84,15 @@ class DiffusionObjective:
         return Losses(loss, {"mse": error.mean()}, time=time, by_clip=error.detach())
 
 
-def stratified_times(count: int, timesteps: int, device: torch.device) -> Tensor:
-    """Uniform time steps [count], one from each of `count` equal parts: batches differ less."""
-    place = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+def stratified_times(
+    count: int, timesteps: int, device: torch.device, *, part: tuple[int, int] = (0, 1)
+) -> Tensor:
+    """Uniform time steps [count], one from each of `count` equal parts: batches differ less.
+
+    With `part` (number, processes) the parts are those of the batch that the processes share, of
+    which each has every so manieth sample.
+    """
+    number, processes = part
+    own = torch.arange(count, device=device) * processes + number
+    place = (own + torch.rand(count, device=device)) / (count * processes)
     return (place * timesteps).long().clamp_max(timesteps - 1)

@@ -41,7 +41,14 @@ class LatentVideoObjective:
         self.dropout, self.times, self.past_noise = dropout, times, past_noise
 
     def __call__(
-        self, net: VideoDiT, latents: Tensor, text: Tensor, empty: Tensor, *, begins: Tensor
+        self,
+        net: VideoDiT,
+        latents: Tensor,
+        text: Tensor,
+        empty: Tensor,
+        *,
+        begins: Tensor,
+        part: tuple[int, int] = (0, 1),
     ) -> Losses:
         """Losses on one batch.
 
@@ -51,11 +58,12 @@ class LatentVideoObjective:
             text: states of the captions [B,L,D].
             empty: states of the empty caption [1,L,D].
             begins: [B] bool, whether a clip is the beginning of its film.
+            part: (number, count) of the processes that share a batch: their times differ, too.
         """
         count, n, device = len(latents), latents.shape[2], latents.device
         kind, chunk = net.config.path, net.config.chunk
         drop = torch.rand(count, 1, 1, device=device) < self.dropout
-        times = self._times(count, -(-n // chunk), device)
+        times = self._times(count, -(-n // chunk), device, part)
         times = times.repeat_interleave(chunk, 1)[:, :n]
         past_times = self.past_noise * torch.rand(count, 1, device=device).expand(-1, n)
         noise, past_noise = torch.randn_like(latents), torch.randn_like(latents)
@@ -71,15 +79,25 @@ class LatentVideoObjective:
         error = (predicted.float() - wanted).square().flatten(1).mean(1)
         return Losses(error.mean(), {"mse": error.mean()}, by_clip=error.detach())
 
-    def _times(self, count: int, chunks: int, device: torch.device) -> Tensor:
-        """[B,chunks] in (0,1): of a chunk, one from each of `count` equal parts of the times."""
-        order = torch.rand(chunks, count, device=device).argsort(1).T
-        share = (order + torch.rand(count, chunks, device=device)) / count
+    def _times(
+        self, count: int, chunks: int, device: torch.device, part: tuple[int, int]
+    ) -> Tensor:
+        """[B,chunks] in (0,1): of a chunk, one from each equal part of the times.
+
+        There are as many of them as clips in the batch that the processes share.
+        """
+        number, processes = part
+        own = self._order(count, chunks, device) * processes + number
+        share = (own + torch.rand(count, chunks, device=device)) / (count * processes)
         if self.times == "uniform":
             return share
         # the quantile function of the normal distribution, then its sigmoid
         normal: Tensor = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))
         return normal.sigmoid()
+
+    def _order(self, count: int, chunks: int, device: torch.device) -> Tensor:
+        """[B,chunks]: for each chunk the clips' numbers, shuffled."""
+        return torch.rand(chunks, count, device=device).argsort(1).T
 
 
 def _spread(times: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""Does a loader's memory grow? Resident megabytes of one process over many clips.
+
+    python -m tests.scripts.loader_memory FOLDER --clips 10000 --out loader_memory.json
+
+Films of FOLDER are cut into shards, clips of 17x128x128 are read by `ShardSource` in the order of
+its epochs, without torch's threads. The first tenth is not counted: caches and buffers fill there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from zoo.data.shard_source import ShardSource
+from zoo.data.shard_writer import ShardSettings, shard_folder
+from zoo.metrics.loader_speed import of_source, resident_mb
+
+
+def measure(folder: Path, *, clips: int, points: int = 20) -> dict[str, object]:
+    """Read `clips` clips; the resident megabytes at `points` places."""
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        shard_folder(folder, Path(scratch), ShardSettings())
+        load = of_source(ShardSource(scratch, frames=17, size=128, max_broken=1.0))
+        began = time.process_time()
+        for number in range(clips):
+            load(number)
+            if (number + 1) % max(1, clips // points) == 0:
+                gc.collect()
+                rows.append([number + 1, round(resident_mb(), 1)])
+        seconds = time.process_time() - began
+    steady = [mb for number, mb in rows if number > clips / 10]
+    return {
+        "clips": clips,
+        "resident_mb": rows,
+        "growth_mb": round(steady[-1] - steady[0], 1),
+        "largest_mb": max(steady),
+        "cpu_ms_per_clip": round(1000 * seconds / clips, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    found = measure(options.folder, clips=options.clips)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
