@@ -10,11 +10,12 @@ from zoo.cli import Parser, say
 from zoo.errors import UserError
 from zoo.nets.pretrained import CONFIG_FILE
 
-FAMILIES = ("cdt",)
+FAMILIES = ("cdt", "kl_vae")
 
 EXAMPLES = """examples:
   zoo convert cdt_base.ckpt --family cdt -o checkpoints/cdt_base.official
   zoo convert dir:runs/mine/export --family cdt --back -o mine.ckpt    as the released code reads it
+  zoo convert dir:runs/vae/export --family kl_vae --back -o vae         as AutoencoderKL opens it
 """
 
 
