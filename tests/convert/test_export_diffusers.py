@@ -50,7 +50,7 @@ def test_an_image_vae_opens_in_diffusers_and_comes_back(net: KLVAE, tmp_path: Pa
 
 
 def test_export_of_a_net_that_diffusers_has_no_place_for(net: KLVAE, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="4x4 patches .* and the linear shortcut"):
+    with pytest.raises(UserError, match=r"4x4 patches .* and the linear shortcut"):
         save_checkpoint(zoo.create("klvae_image_tiny"), tmp_path / "vae")
     with pytest.raises(UserError, match="KLVAEVideo is not built of"):
         save_checkpoint(make("published_vae"), tmp_path / "vae")
