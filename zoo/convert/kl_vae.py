@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from zoo.errors import UserError
@@ -27,7 +28,7 @@ _CLASS = "AutoencoderKL"
 def why_not(net: nn.Module) -> str | None:
     """Why AutoencoderKL can't express `net`, in words; None when it can."""
     if not isinstance(net, KLVAE):
-        return f"a {type(net).__name__} is not built of AutoencoderKL's blocks"
+        return f"{type(net).__name__} is not built of its blocks"
     config = net.config
     parts = []
     if config.patch != 1:
@@ -50,17 +51,17 @@ def to_autoencoder_kl(net: nn.Module) -> Any:
     if (reason := why_not(net)) is not None:
         raise UserError(
             f"diffusers' {_CLASS} can't express this net ({reason}): "
-            "use one such as klvae_image_f8c4, or `zoo convert onnx`"
+            "use one such as klvae_image_f8c4"
         )
     assert isinstance(net, KLVAE)
     settings = {
-        **net.vae.config,
+        **{name: value for name, value in net.vae.config.items() if not name.startswith("_")},
         "latents_mean": net.latent_mean.tolist(),
         "latents_std": net.latent_std.tolist(),
         "scaling_factor": 1.0,
     }
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(settings)
+        vae: Any = AutoencoderKL(**settings)  # type: ignore[no-untyped-call]
     vae.load_state_dict(net.vae.state_dict(), strict=True, assign=True)
     return vae.eval()
 
@@ -108,13 +109,14 @@ def from_autoencoder_kl(vae: Any) -> KLVAE:
 
 
 def _statistics(config: Any, *, like: Tensor) -> dict[str, Tensor]:
-    """Mean and deviation of each latent channel, as the config states them."""
+    """Mean and deviation of each latent channel, as diffusers' pipelines apply the config."""
     count = config.latent_channels
     mean = config.latents_mean or [config.shift_factor or 0.0] * count
-    std = config.latents_std or [1 / config.scaling_factor] * count
+    std = config.latents_std or [1.0] * count
+    scale = config.scaling_factor or 1.0
     return {
         "latent_mean": torch.tensor(mean, dtype=like.dtype),
-        "latent_std": torch.tensor(std, dtype=like.dtype),
+        "latent_std": torch.tensor([value / scale for value in std], dtype=like.dtype),
     }
 
 
@@ -131,7 +133,7 @@ def load_checkpoint(path: str | Path, *, ignore: Iterable[str] = ()) -> tuple[st
         raise UserError(f"--ignore {patterns[0]}: a diffusers folder is read whole, leave it out")
     folder = Path(path)
     if (kind := class_name(folder)) != _CLASS:
-        raise UserError(f"{folder} holds a {kind}, not an {_CLASS}")
+        raise UserError(f"{folder} holds {kind}, not {_CLASS}: give a folder of that class")
     return _CLASS, from_autoencoder_kl(load_module(AutoencoderKL, folder))
 
 
@@ -139,9 +141,11 @@ def save_checkpoint(net: nn.Module, folder: str | Path) -> None:
     """Write a folder that `AutoencoderKL.from_pretrained` opens, whole or not at all.
 
     Raises:
-        UserError: AutoencoderKL can't express the net, or the folder can't be written.
+        UserError: AutoencoderKL can't express the net, or the folder exists or can't be written.
     """
     vae, folder = to_autoencoder_kl(net), Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists: give another folder, or remove it")
     part: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,7 @@ def save_checkpoint(net: nn.Module, folder: str | Path) -> None:
         vae.save_pretrained(part)
         part.chmod(0o755)
         os.replace(part, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"can't write {folder} ({error}): give another folder") from error
     finally:
         if part is not None:

@@ -209,8 +209,7 @@ class FrameAttention(Recomputed):
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)
         to_out = self.to_out.weight.flatten(1)
         q, k = F.linear(tokens, to_q), F.linear(tokens, to_k)
-        # the same up to rounding; an exported graph, which serves all sizes, can't choose by size
-        if not torch.compiler.is_exporting() and height * width < channels:
+        if height * width < channels:
             out = linear_attention(q, k, F.linear(tokens, to_v))
             out = F.linear(out, to_out, self.to_out.bias)
         else:
