@@ -10,11 +10,12 @@ from zoo.cli import Parser, say
 from zoo.errors import UserError
 from zoo.nets.pretrained import CONFIG_FILE
 
-FAMILIES = ("cdt",)
+FAMILIES = ("cdt", "kl_vae")
 
 EXAMPLES = """examples:
   zoo convert cdt_base.ckpt --family cdt -o checkpoints/cdt_base.official
   zoo convert dir:runs/mine/export --family cdt --back -o mine.ckpt    as the released code reads it
+  zoo convert dir:runs/vae/export --family kl_vae --back -o vae         as AutoencoderKL opens it
 """
 
 
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("original", help="checkpoint; with --back a model of the zoo")
     parser.add_argument("--family", required=True, choices=FAMILIES)
-    parser.add_argument("-o", "--out", required=True, help="model folder; with --back a file")
+    parser.add_argument(
+        "-o", "--out", required=True, help="model folder; with --back a file or folder"
+    )
     parser.add_argument("--back", action="store_true", help="write the original's own layout")
     parser.add_argument(
         "--ignore",
@@ -61,6 +64,6 @@ def _back(save: object, name: str, family: str, out: Path) -> None:
     if not isinstance(net, Pretrained) or not net.architecture.startswith(family):
         raise UserError(f"{name} is a {type(net).__name__}, not of the family {family}")
     if out.exists():
-        raise UserError(f"{out} exists: give another file, or remove it")
+        raise UserError(f"{out} exists: give another file or folder, or remove it")
     assert callable(save)
     save(net, out)
