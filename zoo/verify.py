@@ -139,8 +139,8 @@ def sampling(net: CDT, *, data: str = "package-clips", every: int = 8) -> dict[s
             ]
             means = {
                 name: float(torch.cat([f[name] for f in found]).mean())
-                for name in ("psnr", "lpips")
-                if name in found[0]
+                for name in scorer.metrics
+                if name in ("psnr", "lpips")
             }
             rows.append({"gamma": gamma, "steps": steps, **means})
     return {
