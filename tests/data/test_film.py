@@ -212,6 +212,19 @@ def test_a_gif_keeps_its_times(tmp_path: Path) -> None:
         assert film.info.frames == 11
 
 
+def test_an_animation_with_a_damaged_frame_ends_there(tmp_path: Path) -> None:
+    """A frame's header that is too short, which PIL calls a ValueError, as the fuzzing found."""
+    path = tmp_path / "film.png"
+    images = [Image.fromarray(np.roll(chart(), 3 * i, 1)) for i in range(4)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=50)
+    content = path.read_bytes()
+    third = content.index(b"fcTL", content.index(b"fcTL", content.index(b"fcTL") + 1) + 1)
+    path.write_bytes(content[: third - 4] + (5).to_bytes(4, "big") + content[third:])
+    with open_film(path) as film:
+        assert len(list(film)) == 2
+        assert film.truncated
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".png"])
 def test_animated_images_keep_their_times(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"film{suffix}"

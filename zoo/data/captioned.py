@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from zoo.data.batch import Sample
 from zoo.data.cache import Facts
-from zoo.data.limits import open_image
+from zoo.data.limits import DAMAGE, open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
 from zoo.data.source import File, Source
 from zoo.data.transforms import resize_short_side
@@ -142,7 +141,9 @@ class CaptionedPictures(Source):
             try:
                 with open_image(io.BytesIO(self._bytes(key, found[key]))) as image:
                     facts[key] = {"frames": 1, "width": image.width, "height": image.height}
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            except UserError:
+                raise
+            except DAMAGE as error:
                 facts[key] = {"error": str(error)}
         return facts
 

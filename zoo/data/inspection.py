@@ -16,7 +16,7 @@ from PIL import Image
 
 from zoo.data import storage
 from zoo.data.container import Encoded
-from zoo.data.limits import open_image
+from zoo.data.limits import DAMAGE, open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
 from zoo.data.shards import MANIFEST, Shard, ShardSample, find_shards, load_index, read_manifest
 from zoo.data.source import Source
@@ -232,7 +232,7 @@ def _look(item: _Item) -> tuple[tuple[int, int, int, float], list[NDArray[np.uin
         try:
             with open_image(source, media) as image:
                 rgb = np.array(to_rgb(image))
-        except (SyntaxError, ValueError) as error:
+        except DAMAGE as error:
             raise UserError(f"it can't be read as an image ({error})") from error
         return (1, rgb.shape[1], rgb.shape[0], 0.0), [rgb]
     info = probe(media)

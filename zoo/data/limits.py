@@ -6,6 +6,8 @@ headers, so that they are compared with these limits first.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,10 @@ MAX_TEXT_BYTES = 2**20
 
 # PIL knows more formats: those that start other programs or are rarely kept in repair stay out.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+
+DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError)
+DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL raises on a damaged image. A `UserError` is a ValueError: catch it before."""
 
 
 def check_pixels(width: int, height: int, name: object) -> None:

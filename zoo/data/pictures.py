@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from zoo.data.colour import Colour, over_black
-from zoo.data.limits import open_image
+from zoo.data.limits import DAMAGE, open_image
 from zoo.data.reader import Frame, nearest
 from zoo.errors import UserError
 
@@ -126,7 +126,9 @@ class PictureReader(Iterator[Frame]):
                 return Frame(self._latest[1], time)
             try:
                 rgb = self._load(index)
-            except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            except UserError:
+                raise
+            except DAMAGE as error:
                 self.broken += 1
                 self.reason = str(error)
                 if self._image is not None:  # an animation's frames lean on the ones before
@@ -174,7 +176,9 @@ class PictureReader(Iterator[Frame]):
             try:
                 with open_image(file) as image:
                     this = _upright_size(image)
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            except UserError:
+                raise
+            except DAMAGE as error:
                 self.reason = str(error)
                 continue  # counted as broken when its turn comes
             if size is None:
@@ -199,7 +203,7 @@ class PictureReader(Iterator[Frame]):
             try:
                 image.seek(index)
                 image.load()  # WebP tells the time of a frame only once it is decoded
-            except (OSError, SyntaxError, EOFError):
+            except DAMAGE:
                 self.truncated = True
                 break
             times.append(clock)

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.data.captions import read_captions
 from zoo.data.cutting import Piece, cut
-from zoo.data.limits import MAX_MEMBER_BYTES, MAX_TEXT_BYTES, open_image
+from zoo.data.limits import DAMAGE, MAX_MEMBER_BYTES, MAX_TEXT_BYTES, open_image
 from zoo.data.pictures import to_rgb
 from zoo.errors import UserError
 
@@ -40,7 +40,7 @@ def samples_of(
             data = path.read_bytes()
             with open_image(path) as image:
                 height, width, _ = to_rgb(image).shape
-        except (OSError, SyntaxError, ValueError) as error:
+        except DAMAGE as error:
             raise UserError(f"it can't be read as an image ({error})") from error
         facts: dict[str, float] = {"frames": 1, "width": width, "height": height, "duration": 0}
         kind = path.suffix.lower()[1:]

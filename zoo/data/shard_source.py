@@ -22,7 +22,7 @@ from zoo.data.buckets import Buckets, in_batches
 from zoo.data.cache import Facts
 from zoo.data.container import Encoded
 from zoo.data.decoding import Decoder, check_decoder, decode_clip
-from zoo.data.limits import open_image
+from zoo.data.limits import DAMAGE, open_image
 from zoo.data.pictures import to_rgb
 from zoo.data.shard_table import IMAGES, Files, Table
 from zoo.data.shards import MEDIA, Member, Shard, ShardIndex, find_shards, load_index
@@ -362,7 +362,7 @@ def _read_image(data: bytes, key: str, short_side: int) -> Tensor:
     try:
         with open_image(io.BytesIO(data), key) as image:
             rgb = np.array(to_rgb(image))
-    except (OSError, SyntaxError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(f"{key} can't be read as an image ({error})") from error
     video = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(1)
     return resize_short_side(video, short_side=short_side)
