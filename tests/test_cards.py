@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 import zoo
 from tests.wanted import or_skip
 from zoo.assets import fetch_group
+from zoo.benchmark.models import candidate
 from zoo.cards import BEGIN, END, card, with_table
 from zoo.cli import cards as cards_command
 from zoo.cli import release as release_command
@@ -25,6 +27,7 @@ from zoo.hub import trained
 from zoo.paths import data_folder
 from zoo.release import ABOUT, release, stage, training
 from zoo.remote import check_card, read_metrics
+from zoo.verify import verify
 
 NAME = "klvae_image_tiny.test"
 CONFIG = data_folder("configs") / "released" / "klvae_image_tiny.pictures.yaml"
@@ -52,14 +55,22 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def results_of(path: Path, label: str) -> Path:
+def results_of(path: Path, scored: Path) -> Path:
     row = {"mean": 28.125, "low": 27.9, "high": 28.3, "n": 4}
-    model = {"label": label, "parameters": 5, "metrics": {"psnr": row}, "difference": {}}
+    label = scored.name
+    mark = candidate(f"dir:{scored}", device="cpu").fingerprint
+    model = {
+        "label": label,
+        "fingerprint": mark,
+        "parameters": 5,
+        "metrics": {"psnr": row},
+        "difference": {},
+    }
     model["replicates"] = {"psnr": [1.0] * 100}
     table = {
         "protocol_hash": "abc",
         "protocol": {"frames": 1, "size": 128},
-        "data": {"name": "/x/pictures", "description": "pictures", "clips": ["a"]},
+        "data": {"name": "/x/y/pictures", "description": "pictures", "clips": ["a"]},
         "baseline": label,
         "device": "a CPU",
         "models": [model],
@@ -72,7 +83,7 @@ def ship(run: Path, root: Path, **changes: Any) -> Path:
     given: dict[str, Any] = {
         "run": run,
         "config": CONFIG,
-        "results": [results_of(run / "results.json", NAME)],
+        "results": [results_of(run / "results.json", run / NAME)],
         "subset": {"data": "package-clips", "clips": 8, "protocol": "p", "values": {"psnr": 1.0}},
         "sampling": None,
         "about": {key: ["said"] if key in ("data", "limits") else f"{key}." for key in ABOUT},
@@ -117,6 +128,8 @@ def test_card_tells_how_it_was_trained(run: Path, tmp_path: Path) -> None:
     assert text == card(read_metrics(folder))
     assert "28.12 (27.90 to 28.30)" in text
     assert "50,100 steps, seed 3, 1 min (2 sittings) on one core" in text
+    assert "y/pictures: pictures" in text
+    assert "/x/" not in text
     assert "/somewhere" not in text + (folder / "metrics.json").read_text()
     assert "replicates" not in (folder / "metrics.json").read_text()
     with (folder / "training.csv").open() as file:
@@ -143,10 +156,22 @@ def test_incomplete_releases_leave_nothing(
     assert not root.exists() or not list(root.iterdir())
 
 
-def test_results_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
+def test_results_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
+    """Those before rounding to half, too: a card's numbers are of the weights as they ship."""
     stage(run, NAME)
-    with pytest.raises(UserError, match=r"has no row of a folder klvae_image_tiny\.test"):
-        ship(run, tmp_path / "out", results=[results_of(run / "other.json", "another")])
+    with pytest.raises(UserError, match="has no row of the weights in"):
+        ship(run, tmp_path / "out", results=[results_of(run / "other.json", run / "export")])
+
+
+def test_paths_of_the_machine_stay_private(run: Path) -> None:
+    config = run / "export" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/home/me/x"}))
+    assert "/home/me" not in (stage(run, NAME) / "config.json").read_text()
+    assert not any(
+        re.search(r'"/(work|tmp|home|root)/', path.read_text())
+        for folder in trained().values()
+        for path in folder.rglob("*.json")
+    )
 
 
 def test_release_command_says_what_is_missing(run: Path, tmp_path: Path) -> None:
@@ -216,3 +241,17 @@ def test_shipped_snippet_of_the_card_runs(
         assert session["y"].shape == session["x"].shape
     else:
         assert (tmp_path / "apple.png").is_file()
+
+
+def test_verify_measures_pictures_again(tmp_path: Path) -> None:
+    """A text-to-image card agrees with its weights, and another number is found out."""
+    or_skip(lambda: fetch_group("minilm"))
+    or_skip(lambda: fetch_group("lpips"))
+    folder = tmp_path / "tiue_tiny.emoji"
+    shutil.copytree(trained()["tiue_tiny.emoji"], folder)
+    assert "diversity" in verify(folder)
+    metrics = read_metrics(folder)
+    metrics["subset"]["values"]["diversity"] += 0.002
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="doesn't reproduce its card"):
+        verify(folder)

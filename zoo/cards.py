@@ -100,7 +100,7 @@ def _measured(table: Metrics) -> Iterator[str]:
     else:
         rules = table["protocol"]
         yield (
-            f"{_short(data['name'])}: {data['description']}, "
+            f"{data['name']}: {data['description']}, "
             f"{rules['frames']}x{rules['size']}x{rules['size']}, one sampling step."
         )
     yield f"Protocol {table['protocol_hash']}, measured on {table['device']}. 95 % intervals."
@@ -111,11 +111,6 @@ def _measured(table: Metrics) -> Iterator[str]:
     for row in table["rows"]:
         shown = f"**{row['label']}**" if row["label"] == table["row"] else row["label"]
         yield f"| {shown} | {' | '.join(_cell(row, *column) for column in columns)} |"
-
-
-def _short(path: str) -> str:
-    """A path's last two parts: where it lay on the machine says nothing."""
-    return "/".join(path.split("/")[-2:])
 
 
 def _columns(rows: Sequence[Metrics]) -> list[tuple[str, str, float]]:
@@ -182,7 +177,7 @@ def model_table(models: Sequence[Metrics]) -> str:
         table = m["metrics"][0]
         row = next(r for r in table["rows"] if r["label"] == table["row"])
         data = table["data"]
-        where = _short(data.get("name", data.get("prompts", "")))
+        where = data.get("name", data.get("prompts", ""))
         count = f"{where}, {data['count'] if 'count' in data else table_clips(row)}"
         kid = next((c for c in _columns([row]) if "KID" in c[1]), None)
         cells = (

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from zoo.data.transforms import to_uint8
+from zoo.data.transforms import to_pil
 from zoo.diffusion.noise import draw_noise, noise_generators
 from zoo.diffusion.samplers import DDIMPlan, EncoderDecoder, Guided, consistency_sample, tiue_sample
 from zoo.errors import RunError, UserError
@@ -329,7 +329,7 @@ class TiUEPipeline(DiffusionPipeline):
         if not images.isfinite().all():
             raise RunError(f"the pictures aren't finite in {dtype}: load the pipeline in float32")
         if output_type == "pil":
-            images = self._to_pil(images)
+            images = to_pil(images)
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return TiUEOutput(images=images, seeds=seeds, truncated=truncated)
 
@@ -391,12 +391,6 @@ class TiUEPipeline(DiffusionPipeline):
         z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         pixels: Tensor = vae.decode(z.to(vae.dtype), return_dict=False)[0]
         return pixels
-
-    @staticmethod
-    def _to_pil(pixels: Tensor) -> list[Any]:
-        from PIL import Image
-
-        return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
 
 
 __all__ = ["Sampling", "TiUEOutput", "TiUEPipeline", "ZooVAE"]

@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file, save_file
 
+from zoo.benchmark.generation.models import generators
+from zoo.benchmark.models import candidate
 from zoo.benchmark.results import versions
 from zoo.cards import card
 from zoo.errors import UserError
@@ -51,6 +53,11 @@ def stage(run: Path, name: str) -> Path:
         for path in sorted(p for p in source.rglob("*") if p.is_file()):
             target = made / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".json":
+                text = json.loads(path.read_text())
+                text.pop("_name_or_path", None)  # diffusers keeps where a part was loaded from
+                target.write_text(json.dumps(text, indent=2) + "\n")
+                continue
             if path.suffix != ".safetensors":
                 shutil.copyfile(path, target)
                 continue
@@ -103,7 +110,7 @@ def release(
         "sha256": sha256(weights_of(staged)),
         "bytes": sum(p.stat().st_size for p in staged.rglob("*.safetensors")),
         "training": training(run, config) | {"hardware": hardware, "versions": versions()},
-        "metrics": [_table(name, path) for path in results],
+        "metrics": [_table(staged, path) for path in results],
         "subset": subset,
     }
     if sampling is not None:
@@ -192,20 +199,21 @@ def _scalars(folder: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _table(name: str, path: Path) -> dict[str, Any]:
+def _table(staged: Path, path: Path) -> dict[str, Any]:
     """A benchmark's rows as the card keeps them, without replicates and values of clips."""
     try:
         results = json.loads(path.read_text())
         rows = [{k: m[k] for k in _KEPT if k in m} | _distances(m) for m in results["models"]]
+        marks = {m["fingerprint"]: m["label"] for m in results["models"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no results.json of zoo benchmark ({error!r})") from error
-    found = [m["label"] for m in results["models"] if _folder_of(m) == name]
-    if not found:
-        raise UserError(f"{path} has no row of a folder {name}: score the staged one")
+    kind = results.get("kind", "reconstruction")
+    if (mine := _fingerprint(staged, kind)) not in marks:
+        raise UserError(f"{path} has no row of the weights in {staged}: score that folder")
     return {
-        "row": found[0],
-        "kind": results.get("kind", "reconstruction"),
-        "data": {k: v for k, v in results["data"].items() if isinstance(v, str | int)},
+        "row": marks[mine],
+        "kind": kind,
+        "data": {k: _public(v) for k, v in results["data"].items() if isinstance(v, str | int)},
         "protocol": results["protocol"],
         "protocol_hash": results["protocol_hash"],
         "baseline": results["baseline"],
@@ -214,10 +222,17 @@ def _table(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _folder_of(model: dict[str, Any]) -> str:
-    """Name of the folder that a row was measured on, with its own settings; else its label."""
-    _, found, rest = str(model.get("source", "")).partition("dir:")
-    return Path(rest).name if found else str(model["label"])
+def _fingerprint(staged: Path, kind: str) -> str:
+    """What the benchmark knows the folder by, sampled with its own settings."""
+    if kind == "generation":
+        return generators([f"dir:{staged}"], device="cpu")[0].fingerprint
+    return candidate(f"dir:{staged}", device="cpu").fingerprint
+
+
+def _public(value: str | int) -> str | int:
+    """A path by its last two parts: where it lay on the machine is nobody's business."""
+    absolute = isinstance(value, str) and value.startswith("/")
+    return "/".join(Path(value).parts[-2:]) if absolute else value  # type: ignore[arg-type]
 
 
 def _distances(model: dict[str, Any]) -> dict[str, Any]:

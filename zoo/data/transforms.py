@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -56,6 +57,11 @@ def to_float(video: Tensor) -> Tensor:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels float in [-1, 1] (clamped) to uint8 0..255, any shape; undoes `to_float` exactly."""
     return pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """Pictures [B, 3, H, W] in [-1, 1] as PIL's."""
+    return [Image.fromarray(x) for x in to_uint8(pixels).movedim(1, -1).cpu().numpy()]
 
 
 def to_pixels(
