@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "make pictures of prompts",
     "benchmark": "score reconstruction and speed, compare results",
     "convert": "turn released checkpoints into model folders, and back",
+    "graphs": "write a tokenizer as ONNX or torch.export files",
     "data": "fetch and inspect data, films to latents and back",
     "doctor": "versions, devices, kernels: what serves which call, and why",
     "swap": "fit a linear map between two tokenizers' latents, and tell its loss",

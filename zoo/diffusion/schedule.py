@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from functools import lru_cache
 from typing import Any
 
@@ -13,19 +15,27 @@ from zoo.errors import UserError
 
 
 @lru_cache(maxsize=8)
-def cosine_alpha_bar(timesteps: int, *, s: float = 0.008) -> Tensor:
-    """CDT's cosine schedule, [timesteps] in float64 on the CPU, falling from nearly 1 to nearly 0.
+def cosine_alpha_bars(timesteps: int, *, s: float = 0.008) -> tuple[float, ...]:
+    """CDT's cosine schedule, `timesteps` numbers that fall from nearly 1 to nearly 0.
 
     Eq. 17 of arXiv 2102.09672 on timesteps + 1 points linspace(0, timesteps + 1), betas clipped to
-    [0, 0.999]: the grid is the released CDT's, so that its weights see the times they know.
+    [0, 0.999]: the grid is the released CDT's, so that its weights see the times they know. Plain
+    numbers, so that a traced net holds them as constants.
     """
     points = timesteps + 1
+    curve = [
+        math.cos((i * points / timesteps / points + s) / (1 + s) * math.pi / 2) ** 2
+        for i in range(points)
+    ]
+    kept = (1 - min(max(1 - b / a, 0.0), 0.999) for a, b in itertools.pairwise(curve))
+    return tuple(itertools.accumulate(kept, operator.mul))
+
+
+@lru_cache(maxsize=8)
+def cosine_alpha_bar(timesteps: int) -> Tensor:
+    """`cosine_alpha_bars` as a tensor, [timesteps] in float64 on the CPU."""
     # kept between calls: a caller's default device must not be kept with it
-    x = torch.linspace(0, points, points, dtype=torch.float64, device="cpu")
-    curve = torch.cos((x / points + s) / (1 + s) * math.pi / 2).square()
-    curve = curve / curve[0]
-    betas = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999)
-    return torch.cumprod(1 - betas, dim=0)
+    return torch.tensor(cosine_alpha_bars(timesteps), dtype=torch.float64, device="cpu")
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -44,8 +54,7 @@ def sampling_indices(timesteps: int, steps: int) -> list[int]:
         raise UserError(f"steps = {steps}: give 1 to {timesteps} sampling steps")
     if steps == 1:
         return [timesteps - 1]
-    indices = torch.linspace(0, timesteps - 1, steps, device="cpu").long()
-    return [int(i) for i in indices.flip(0)]
+    return [i * (timesteps - 1) // (steps - 1) for i in reversed(range(steps))]
 
 
 SCHEDULES = ("cosine", "sd")

@@ -40,6 +40,8 @@ def conv3d(
     Returns:
         [B,C',T',H',W'], equal to the convolution in one piece up to rounding.
     """
+    if torch.compiler.is_exporting():
+        return F.conv3d(x, weight, bias, stride, padding)  # another runtime has tricks of its own
     if winograd.pays(x, weight, stride, padding):
         return winograd.conv(x, weight, bias, padding=padding[1:])
     if x.device.type == "cpu" and len(weight) < 8 and weight.shape[4] > 3 and stride[2] == 1:

@@ -51,7 +51,9 @@ def linear_attention(
             serve this call.
     """
     _check(q, k, v, project)
-    if backend == "auto":
+    if backend == "auto" and torch.compiler.is_exporting():
+        backend = "reference"  # another runtime knows no operators of ours
+    elif backend == "auto":
         backend = next(name for name in BACKENDS if why_not(name, q, k, v) is None)
     elif reason := why_not(backend, q, k, v):
         raise UserError(f"linear_attention backend '{backend}' can't serve this call: {reason}")

@@ -54,7 +54,8 @@ def channel_norm(
             f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
         )
     if backend == "auto":
-        backend = "triton" if relu and why_not("triton", x) is None else "torch"
+        ours = relu and not torch.compiler.is_exporting() and why_not("triton", x) is None
+        backend = "triton" if ours else "torch"
     elif reason := why_not(backend, x):
         raise UserError(f"channel_norm backend '{backend}' can't serve this call: {reason}")
     if backend == "reference":

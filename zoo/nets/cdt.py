@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.diffusion.samplers import Noise, ddim_step
-from zoo.diffusion.schedule import cosine_alpha_bar, sampling_indices
+from zoo.diffusion.schedule import cosine_alpha_bar, cosine_alpha_bars, sampling_indices
 from zoo.nets.cdt_context import ContextDecoder, Encoder
 from zoo.nets.cdt_unet import CDTConfig, DenoisingUNet
 from zoo.nets.posterior import Posterior
@@ -106,7 +106,7 @@ class CDT(Tokenizer):
         draws = steps if self.config.eta and steps > 1 else 1
         fields = noise(frame, frames * draws)
         x = self.config.gamma * fields[:, :, ::draws]
-        alpha_bar = self.alpha_bar.tolist()
+        alpha_bar = cosine_alpha_bars(self.config.timesteps)
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):
             x0 = self.denoise(
