@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from zoo.errors import UserError, closest
 
@@ -44,8 +45,12 @@ class Pretrained(nn.Module):
         """Write config.json and model.safetensors; each appears whole or not at all.
 
         Raises:
-            UserError: the folder can't be written.
+            UserError: the folder can't be written, or the net has int8 weights.
         """
+        if any(isinstance(module, ParametrizationList) for module in self.modules()):
+            raise UserError(
+                "a net with int8 weights isn't saved: save the original, quantise later"
+            )
         folder = Path(folder)
         text = {"architecture": self.architecture, "config": dataclasses.asdict(self.config)}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
