@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.drills import Run, ranks
-from tests.training_setups import families, train
+from tests.prompted_setups import words
+from tests.training_setups import SETUPS, families, train
 from tests.waves import GlobalNoise
+from zoo.errors import UserError
 from zoo.lit.sharding import local
 
 
@@ -174,3 +176,13 @@ def test_ddp_sharded_equals_one_process(family: str, tmp_path: Path) -> None:
     for key in ("current_model_state", "state_dict"):
         assert largest(a[key], b[key]) < 1e-5
     assert a["ZooDataModule"] == b["ZooDataModule"]
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["adversarial", "text_to_image", "distillation", "divergence", "consistency", "latent_video"],
+)
+def test_fsdp2_is_refused_where_it_would_leave_nets_undivided(family: str, tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", devices=1, strategy="fsdp2", logger=False)
+    with pytest.raises(UserError, match=r"(?i)fsdp2.* use --trainer\.strategy ddp"), words():
+        SETUPS[family].module(tmp_path).take_over(trainer)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.data.batch import Batch
 from zoo.errors import UserError
 from zoo.lit.finite import check_gradient, check_terms, mean_over_processes
+from zoo.lit.sharding import FSDP2
 from zoo.objectives import Adversarial, Losses
 
 
@@ -42,7 +43,7 @@ def take_over(trainer: Trainer, *, what: str = "the adversarial stage") -> float
     if isinstance(strategy, DDPStrategy):
         # each player's backward pass leaves the other without gradients; not to be waited for
         strategy._ddp_kwargs["find_unused_parameters"] = True
-    elif trainer.world_size > 1:
+    elif trainer.world_size > 1 or isinstance(strategy, FSDP2):
         raise UserError(
             f"{type(strategy).__name__}: {what} needs whole weights on every process; use "
             "--trainer.strategy ddp"
