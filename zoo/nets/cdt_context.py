@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.nets.blocks3d import (
     BlockKind,
     CausalConv3d,
@@ -57,7 +58,7 @@ class CompressorConfig:
     def __post_init__(self) -> None:
         stages = len(self.context_mults)
         if not len(self.space_down) == len(self.time_down) == stages:
-            raise ValueError(
+            raise UserError(
                 f"space_down {self.space_down} and time_down {self.time_down} need one flag for "
                 f"each of the {stages} stages of context_mults {self.context_mults}"
             )

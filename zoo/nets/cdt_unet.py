@@ -55,14 +55,14 @@ class CDTConfig(CompressorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.unet_mults) < len(self.context_mults):
-            raise ValueError(
+            raise UserError(
                 f"unet_mults {self.unet_mults} needs at least as many levels as context_mults "
                 f"{self.context_mults} has stages"
             )
         if len(self.unet_mults) == len(self.space_down) and (
             self.space_down[-1] or self.time_down[-1]
         ):
-            raise ValueError(
+            raise UserError(
                 f"unet_mults {self.unet_mults} needs one level more than there are stages where "
                 "the last stage halves: the deepest level has no way up of its own"
             )
@@ -71,7 +71,7 @@ class CDTConfig(CompressorConfig):
                 f"gamma = {self.gamma}, eta = {self.eta}: give gamma >= 0 and eta in [0, 1]"
             )
         if not 0 < self.condition_times <= len(self.context_mults):
-            raise ValueError(
+            raise UserError(
                 f"condition_times = {self.condition_times}: "
                 f"give 1 to {len(self.context_mults)}, the number of contexts"
             )

@@ -119,8 +119,17 @@ class Pretrained(nn.Module):
             )
         if not issubclass(kind, cls):
             raise UserError(f"{folder} holds a {kind.architecture}, not a {cls.__name__}")
-        with torch.device("meta"):
-            net = kind(parse_config(kind.config_class, text["config"], folder / CONFIG_FILE))
+        origin = folder / CONFIG_FILE
+        try:
+            with torch.device("meta"):
+                net = kind(parse_config(kind.config_class, text["config"], origin))
+        except UserError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # numbers of the right type that no layer can be built with, zero groups for instance
+            raise UserError(
+                f"{origin} describes no net that can be built ({error}): export the model again"
+            ) from error
         load_strict(net, folder / WEIGHTS_FILE)
         return net.eval()
 
