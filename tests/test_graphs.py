@@ -13,8 +13,10 @@ from torch import Tensor
 from tests.nets.zoo_of_nets import BUILDERS, make
 from zoo.cli import graphs as command
 from zoo.errors import RunError, UserError
-from zoo.graphs import graphs, run_onnx, write
+from zoo.graphs import facts_of, graphs, run_onnx, unet_graphs, write
+from zoo.nets.tiue.unet import TiUEUNet
 from zoo.nets.tokenizer import Tokenizer
+from zoo.registry import create
 
 SIZE = (9, 16, 24)
 
@@ -25,7 +27,7 @@ EVERY = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n i
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_net_becomes_programs_of_plain_operators(name: str, tmp_path: Path) -> None:
-    rows = write(make(name), tmp_path / "out", size=SIZE, batch=2, format="torch")
+    rows = write(graphs(make(name), size=SIZE, batch=2), tmp_path / "out", format="torch")
     assert [row.file for row in rows] == ["encode.pt2", "decode.pt2"]
     assert all(row.error is not None and row.error < 1e-5 for row in rows)
     for row in rows:
@@ -66,7 +68,8 @@ def test_a_stream_of_onnx_files_is_the_whole_clip(name: str, tmp_path: Path) -> 
     net = make(name)
     torch.manual_seed(0)
     clip = torch.rand(1, 3, *SIZE) * 2 - 1
-    rows = write(net, tmp_path / "out", size=(1, *SIZE[1:]), chunk=1, format="onnx")
+    rows = write(graphs(net, size=(1, *SIZE[1:]), chunk=1), tmp_path / "out", facts=facts_of(net))
+    assert json.loads((tmp_path / "out" / "graphs.json").read_text())["net"] == net.architecture
     assert all(row.error is not None and row.error < 1e-4 for row in rows)
     with torch.no_grad():
         mean = net.encode(clip).mean
@@ -84,8 +87,8 @@ def test_a_stream_of_onnx_files_is_the_whole_clip(name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_net_under_onnxruntime(name: str, tmp_path: Path) -> None:
-    rows = write(make(name), tmp_path / "whole", size=SIZE, format="onnx")
-    rows += write(make(name), tmp_path / "steps", size=SIZE, chunk=2, steps=2, format="onnx")
+    rows = write(graphs(make(name), size=SIZE), tmp_path / "whole")
+    rows += write(graphs(make(name), size=SIZE, chunk=2, steps=2), tmp_path / "steps")
     assert all(row.error is not None and row.error < 1e-4 for row in rows)
 
 
@@ -105,17 +108,18 @@ def test_mistakes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
         ({"size": (9, 15, 24)}, "size 9x15x24"),
         ({"size": SIZE, "steps": 0}, "steps = 0"),
         ({"size": SIZE, "chunk": 0}, "chunk = 0"),
-        ({"size": SIZE, "format": "pickle"}, "unknown format 'pickle'"),
     ):
         with pytest.raises(UserError, match=said):
-            write(net, out, **{"format": "torch", **arguments})  # type: ignore[arg-type]
+            graphs(net, **arguments)  # type: ignore[arg-type]
     net.streams = False
     with pytest.raises(UserError, match="can't stream"):
-        write(net, out, size=SIZE, chunk=1, format="torch")
+        graphs(net, size=SIZE, chunk=1)
+    with pytest.raises(UserError, match="unknown format 'pickle'"):
+        write(graphs(net, size=SIZE), out, format="pickle")
     assert not list(tmp_path.iterdir())
     out.mkdir()
     with pytest.raises(UserError, match="exists"):
-        write(net, out, size=SIZE, format="torch")
+        write(graphs(net, size=SIZE), out, format="torch")
     assert not list(out.iterdir())
 
 
@@ -135,11 +139,28 @@ def test_command(
         command.main([*call, str(tmp_path / "third")])
 
 
-def test_only_tokenizers_become_graphs(tmp_path: Path) -> None:
-    from zoo.registry import create
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_the_halves_of_a_unet(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = create("tiue_tiny").eval()
+    assert isinstance(net, TiUEUNet)
+    encode, decode = unet_graphs(net, size=(16, 12), batch=2, steps=3, tokens=5)
+    rows = write([encode, decode], tmp_path / "out", format=format)
+    assert all(row.error is not None and row.error < 1e-4 for row in rows)
+    x, times, text = encode.inputs.values()
+    with torch.no_grad():
+        features = encode.module(x, times, text)
+        (made,) = decode.module(*features, torch.tensor([999, 999, 500, 500, 1, 1]), text)
+        for index, step in enumerate((999, 500, 1)):
+            plain = net.decode(net.encode(x, times, text), torch.full((2,), step), text)
+            assert torch.allclose(made[2 * index : 2 * index + 2], plain, atol=1e-5)
+    with pytest.raises(UserError, match="steps = 0"):
+        unet_graphs(net, size=(16, 16), steps=0)
 
+
+def test_only_tokenizers_and_unets_become_graphs(tmp_path: Path) -> None:
     net: Any = create("video_dit_tiny")
     assert not isinstance(net, Tokenizer)
     net.save_pretrained(tmp_path / "net")
-    with pytest.raises(UserError, match="not a tokenizer"):
+    with pytest.raises(UserError, match="of tokenizers and UNets"):
         command.main([f"dir:{tmp_path / 'net'}", "-o", str(tmp_path / "out")])

@@ -1,17 +1,20 @@
-"""A tokenizer as graphs that run without the zoo: torch.export programs, ONNX files.
+"""Nets as graphs that run without the zoo: torch.export programs, ONNX files.
 
 A graph has one size. It takes frames that fit (1 + k * time of them, height and width multiples of
 the compression), so nothing is padded or cropped in it, and a diffusion decoder's noise goes in, so
 nothing is drawn in it. A stream is two graphs each way: the first frame or latent alone, then
 `chunk` latents at a time. Its state, a dictionary in `zoo.streaming`, is a row of tensors here:
 outputs `next_state_0`, ... of one call are inputs `state_0`, ... of the next.
+
+A UNet is two graphs, TiUE's halves: features of one pass of `encode` go into `decode`, which serves
+many time steps at once.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.nets.tiue.unet import EncoderFeatures, TiUEUNet, text_width
 from zoo.nets.tokenizer import Size, Tokenizer
 from zoo.streaming import Carry, State
 
@@ -32,14 +36,14 @@ TABLE = "graphs.json"
 
 @dataclass(frozen=True)
 class Graph:
-    """One function of a tokenizer, at one size.
+    """One function of a net, at one size.
 
     Attributes:
         name: encode, decode, or encode_first, encode_next, decode_first, decode_next of a stream.
         module: takes the inputs by place, returns a tuple of the outputs.
         inputs: example values by name.
-        outputs: names, in order: `mean` and, if the posterior has one, `logvar`; or `pixels`; then
-            the next state.
+        outputs: names, in order. Of a tokenizer: `mean` and, if the posterior has one, `logvar`; or
+            `pixels`; then the next state. Of a UNet: `mid`, `skip_0`, ...; or `prediction`.
     """
 
     name: str
@@ -184,6 +188,59 @@ def _check(net: Tokenizer, size: Size, batch: int, steps: int, chunk: int | None
         raise UserError(f"batch = {batch}, steps = {steps}, chunk = {chunk}: give at least 1")
 
 
+class _Half(nn.Module):
+    """The first half of a UNet (steps = 0), or the second at `steps` time steps at once."""
+
+    def __init__(self, net: TiUEUNet, steps: int) -> None:
+        super().__init__()
+        self.net, self.steps = net, steps
+
+    def forward(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        if not self.steps:
+            made = self.net.encode(x, *rest)
+            return made.mid, *made.skips
+        *skips, times, text = rest
+        features = EncoderFeatures(x, tuple(skips)).repeat(self.steps)
+        return (self.net.decode(features, times, text.repeat(self.steps, 1, 1)),)
+
+
+@torch.no_grad()
+def unet_graphs(
+    net: TiUEUNet, *, size: tuple[int, int], batch: int = 1, steps: int = 4, tokens: int = 77
+) -> list[Graph]:
+    """The two halves of a UNet: one pass of `encode` feeds `steps` of `decode`.
+
+    Args:
+        net: in eval mode.
+        size: height and width of a latent.
+        batch: pictures.
+        steps: time steps of a call of `decode`, whose output is [steps * batch,c,h,w].
+        tokens: of a prompt.
+
+    Raises:
+        UserError: numbers below 1.
+    """
+    if min(batch, steps, tokens, *size) < 1:
+        raise UserError(
+            f"size {size[0]}x{size[1]}, batch = {batch}, steps = {steps}, tokens = {tokens}: "
+            "give at least 1"
+        )
+    config: Any = net.config
+    like = next(net.parameters())
+    x = torch.randn(batch, config.in_channels, *size).to(like)
+    text = torch.randn(batch, tokens, text_width(net)).to(like)
+    times = torch.linspace(999, 1, steps).repeat_interleave(batch).long()
+    encode = _Half(net, 0).eval()
+    features = encode(x, times[:batch], text)
+    names = ("mid", *(f"skip_{i}" for i in range(len(features) - 1)))
+    given = {"sample": x, "timesteps": times[:batch], "text": text}
+    later = {**dict(zip(names, features, strict=True)), "timesteps": times, "text": text}
+    return [
+        Graph("encode", encode, given, names),
+        Graph("decode", _Half(net, steps).eval(), later, ("prediction",)),
+    ]
+
+
 @torch.no_grad()
 def program(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as torch.export has it."""
@@ -191,26 +248,24 @@ def program(graph: Graph) -> torch.export.ExportedProgram:
 
 
 def write(
-    net: Tokenizer,
+    every: Sequence[Graph],
     folder: str | Path,
     *,
-    size: Size,
-    batch: int = 1,
-    steps: int = 1,
-    chunk: int | None = None,
+    facts: Mapping[str, Any] | None = None,
     format: str = "onnx",
 ) -> list[Row]:
-    """Write the graphs and graphs.json to a new folder, which appears whole or not at all.
+    """Write graphs and graphs.json to a new folder, which appears whole or not at all.
 
-    Each file is run beside the net on random inputs, ONNX where onnxruntime is installed.
+    Each file is run beside the net on other inputs, ONNX where onnxruntime is installed.
 
     Args:
-        net, size, batch, steps, chunk: of `graphs`.
+        every: of `graphs` or `unet_graphs`.
         folder: must not exist.
-        format: "onnx" (needs `pip install onnxscript`) or "torch" (torch.export.load opens it).
+        facts: said in graphs.json beside inputs and outputs.
+        format: "onnx" (needs onnxscript) or "torch" (torch.export.load opens it).
 
     Raises:
-        UserError: as `graphs`; a folder that exists, an unknown format, a missing package.
+        UserError: a folder that exists, an unknown format, a missing package.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format '{format}': give one of {', '.join(FORMATS)}")
@@ -219,25 +274,27 @@ def write(
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists: give another folder, or remove it")
-    every = graphs(net, size=size, batch=batch, steps=steps, chunk=chunk)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         rows = [_write(graph, part, format) for graph in every]
-        table = {
-            "net": net.architecture,
-            "compression": net.compression,
-            "latent_mean": net.latent_mean.tolist(),
-            "latent_std": net.latent_std.tolist(),
-            "steps": steps,
-            "graphs": [asdict(row) for row in rows],
-        }
+        table = {**(facts or {}), "graphs": [asdict(row) for row in rows]}
         (part / TABLE).write_text(json.dumps(table, indent=2) + "\n")
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return rows
+
+
+def facts_of(net: Tokenizer) -> dict[str, Any]:
+    """What a program that runs a tokenizer's graphs must know of it."""
+    return {
+        "net": net.architecture,
+        "compression": net.compression,
+        "latent_mean": net.latent_mean.tolist(),
+        "latent_std": net.latent_std.tolist(),
+    }
 
 
 def _write(graph: Graph, folder: Path, format: str) -> Row:
@@ -246,7 +303,10 @@ def _write(graph: Graph, folder: Path, format: str) -> Row:
     shapes = {name: list(value.shape) for name, value in graph.inputs.items()}
     row = Row(file, shapes, graph.outputs)
     # other values than those it was traced with: a constant in place of an input would show
-    fresh = [value.roll(1, -1) * 0.7 for value in graph.inputs.values()]
+    fresh = [
+        value.roll(1, -1) * 0.7 if value.is_floating_point() else (value // 2)
+        for value in graph.inputs.values()
+    ]
     if format == "torch":
         torch.export.save(made, folder / file)
         given = torch.export.load(folder / file).module()(*fresh)
