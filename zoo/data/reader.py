@@ -227,7 +227,7 @@ class FrameReader(Iterator[Frame]):
             stamp = stamp_of(frame)
             time = None
             if stamp is not None and self.origin is not None:
-                time = float((stamp - self.origin) * base)
+                time = _seconds(stamp - self.origin, base)
             if time is None or (previous is not None and time <= previous):
                 self.odd = True
                 time = 0.0 if previous is None else previous + self.gap
@@ -276,7 +276,7 @@ class FrameReader(Iterator[Frame]):
             return
         early = False
         if packet.pts is not None and self.origin is not None:
-            time = float((packet.pts - self.origin) * packet.time_base)
+            time = _seconds(packet.pts - self.origin, packet.time_base)
             early = time < self._start - 4 * self.gap - TIME_SLACK
         if early != self._skimming:
             self._stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
@@ -340,7 +340,12 @@ def _end_of(packet: Packet[Stream]) -> float:
     stamp = packet.pts if packet.pts is not None else packet.dts
     if stamp is None or not packet.size:
         return 0.0
-    return float((stamp + (packet.duration or 0)) * packet.time_base)
+    return _seconds(stamp + (packet.duration or 0), packet.time_base)
+
+
+def _seconds(stamp: int, base: Fraction) -> float:
+    """What float(stamp * base) gives, without making a Fraction of each packet's time."""
+    return stamp * base.numerator / base.denominator
 
 
 def short_side_size(width: int, height: int, *, short_side: int) -> tuple[int, int]:
