@@ -155,10 +155,12 @@ def test_a_loader_that_fails_is_named() -> None:
 def test_the_ratio_of_two_loaders_has_an_interval() -> None:
     rng = np.random.default_rng(0)
     fast, slow = LoaderTiming([*rng.normal(10, 1, 200)]), LoaderTiming([*rng.normal(30, 3, 200)])
-    ratio, low, high = fast.ratio_to(slow)
+    ratio, low, high = fast.ratio_to(slow, paired=False)
     assert low < ratio < high
     assert abs(ratio - 3) < 0.1
     assert 0.03 < high - low < 0.2
+    double = LoaderTiming([2 * ms for ms in fast.clip_ms])
+    assert fast.ratio_to(double, paired=True) == (2, 2, 2)
 
 
 def test_hashes_survive_scaling_and_encoding(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ from torch import Tensor
 
 from zoo.data.container import open_container
 from zoo.data.source import Source
+from zoo.data.sources import VideoFolder
 from zoo.data.writer import VideoWriter
 from zoo.errors import RunError, UserError
 
 Load = Callable[[int], Tensor]
 """Makes clip number n: float [3, T, size, size] in [-1, 1]."""
+
+Place = Callable[[int], tuple[Path, float]]
+"""Film and second that clip number n begins at."""
 
 
 @dataclass
@@ -35,29 +39,58 @@ class LoaderTiming:
     before_mb: list[float] = field(default_factory=list)
     after_mb: list[float] = field(default_factory=list)
 
-    def ratio_to(self, other: LoaderTiming, *, seed: int = 0) -> tuple[float, float, float]:
-        """How many times cheaper than `other` a clip is, and the 95 % bootstrap over clips."""
+    def ratio_to(
+        self, other: LoaderTiming, *, paired: bool, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """How many times cheaper than `other` a clip is, and the 95 % bootstrap over clips.
+
+        Args:
+            other: of as many clips.
+            paired: whether they are the same clips in the same order.
+            seed: of the resampling.
+        """
         rng = np.random.default_rng(seed)
         ours, theirs = np.array(self.clip_ms), np.array(other.clip_ms)
-        drawn = [
-            rng.choice(theirs, len(theirs)).mean() / rng.choice(ours, len(ours)).mean()
-            for _ in range(2000)
-        ]
+        drawn = []
+        for _ in range(2000):
+            mine = rng.integers(len(ours), size=len(ours))
+            its = mine if paired else rng.integers(len(theirs), size=len(theirs))
+            drawn.append(theirs[its].mean() / ours[mine].mean())
         low, high = np.percentile(drawn, (2.5, 97.5))
         return float(theirs.mean() / ours.mean()), float(low), float(high)
 
 
-def plain_pyav(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> Load:
+def places_of(films: VideoFolder) -> Place:
+    """Where the clips of a folder in training lie, in the order of its epochs."""
+
+    def place(number: int) -> tuple[Path, float]:
+        epoch, index = divmod(number, len(films))
+        rng = np.random.default_rng((films.seed, epoch, index, 0))
+        film, start = films._locate(index, rng)
+        return films.usable[film].path, start
+
+    return place
+
+
+def in_turn(films: VideoFolder, *, seed: int = 0) -> Place:
+    """A clip anywhere in every film, one film after the other."""
+
+    def place(number: int) -> tuple[Path, float]:
+        file = films.usable[number % len(films.usable)]
+        gap = 1 / float(Fraction(file.facts["rate"]))
+        room = max(0, file.facts["frames"] - films.frames) * gap
+        return file.path, float(np.random.default_rng((seed, number)).random()) * room
+
+    return place
+
+
+def plain_pyav(place: Place, *, frames: int, size: int) -> Load:
     """The loop of many a repository: seek, decode, convert at full size, scale with torch."""
 
     def load(number: int) -> Tensor:
-        rng = np.random.default_rng((seed, number))
-        path = paths[number % len(paths)]
+        path, start = place(number)
         with open_container(path) as container:
             stream = container.streams.video[0]
-            gap = 1 / float(stream.average_rate or 25)
-            length = float((stream.duration or 0) * (stream.time_base or Fraction(1)))
-            start = float(rng.random()) * max(0.0, length - (frames + 1) * gap)
             container.seek(int(start / (stream.time_base or Fraction(1))), stream=stream)
             taken = []
             for frame in container.decode(stream):
@@ -70,16 +103,15 @@ def plain_pyav(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> L
     return load
 
 
-def plain_torchcodec(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> Load:
+def plain_torchcodec(place: Place, *, frames: int, size: int) -> Load:
     """The same by torchcodec."""
     from torchcodec.decoders import VideoDecoder
 
     def load(number: int) -> Tensor:
-        rng = np.random.default_rng((seed, number))
-        path = paths[number % len(paths)]
+        path, start = place(number)
         decoder: Any = VideoDecoder(str(path))
-        start = int(rng.integers(max(1, len(decoder) - frames)))
-        return _fit(decoder.get_frames_in_range(start, start + frames).data, size)
+        first = min(round(start * decoder.metadata.average_fps), len(decoder) - frames)
+        return _fit(decoder.get_frames_in_range(first, first + frames).data, size)
 
     return load
 
