@@ -1,37 +1,44 @@
-"""What holds for any input: the config parser, the shard reader, the converter, reports."""
+"""What holds for any input: the config parser, shards, the converter, cards, reports."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
 import tarfile
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import zoo
 from zoo.benchmark.figures import svg, text
 from zoo.benchmark.tables import escape_latex
+from zoo.cards import BEGIN, END, with_table
 from zoo.convert.cdt import from_reference, to_reference
 from zoo.data.buckets import Buckets, in_batches
 from zoo.data.shards import Member, ShardIndex, ShardSample, scan
 from zoo.errors import RunError, UserError
+from zoo.hub import trained
 from zoo.nets.cdt import CDT, CDTConfig
 from zoo.nets.pretrained import parse_config
+from zoo.remote import check_card, read_metrics
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=8,
 )
+SHIPPED = sorted(trained())
 FIELDS = [field.name for field in dataclasses.fields(CDTConfig)]
 QUICKLY = settings(max_examples=60, deadline=None, derandomize=True)
 T = TypeVar("T")
@@ -171,6 +178,47 @@ def test_the_converter_is_strict_and_two_way(narrow: CDT, data: st.DataObject) -
     mine = narrow.state_dict()
     for name, tensor in other.state_dict().items():
         assert name.startswith("latent_") or torch.equal(tensor, mine[name])
+
+
+KEYS = st.sampled_from(["licence", "metrics", "sha256", "name", "subset"])
+
+
+@QUICKLY
+@given(st.binary(max_size=200) | st.dictionaries(KEYS, JSON).map(json.dumps).map(str.encode))
+@example(b'{"metrics":' + b"[" * 100_000)
+@example(b'{"licence": "MIT", "metrics": [1], "sha256": ["a"]}')
+@example(b'{"licence": "MIT", "metrics": [1], "sha256": null}')
+def test_any_metrics_are_of_the_weights_or_refused(content: bytes) -> None:
+    """Of a folder from anywhere: a table that has what a card needs, or one sentence."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, data in (
+            ("README.md", b"card"),
+            ("config.json", b"{}"),
+            ("model.safetensors", b"weights"),
+            ("metrics.json", content),
+        ):
+            (folder / name).write_bytes(data)
+        found = or_refusal(lambda: check_card(folder))
+    if found is not None:
+        assert found["licence"]
+        assert found["metrics"]
+        assert found.get("sha256") in (None, hashlib.sha256(b"weights").hexdigest())
+
+
+@QUICKLY
+@given(st.text(max_size=60), st.text(max_size=60), st.lists(st.sampled_from(SHIPPED), max_size=4))
+def test_the_table_of_models_changes_nothing_else(
+    before: str, after: str, names: list[str]
+) -> None:
+    models = [read_metrics(folder) for name in names if (folder := trained()[name])]
+    made = with_table(f"{before}{BEGIN}{before}{END}{after}", models)
+    assert made.startswith(f"{before}{BEGIN}\n| model |")
+    assert made.endswith(f"{END}{after}")
+    assert with_table(made, models) == made
+    table = made[len(before) :].split(END)[0].strip().splitlines()[1:]
+    assert len(table) == 2 + len(models)
+    assert len({row.count("|") for row in table}) == 1
 
 
 @QUICKLY

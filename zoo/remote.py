@@ -191,7 +191,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         return {}
     try:
         text = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): get the folder again") from error
     if not isinstance(text, dict):
         raise UserError(f"{path} is no table of metrics: get the folder again")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.film_makers import Cli, write_film
 from zoo.data.inspection import near_pairs, perceptual_hash
+from zoo.errors import RunError
+from zoo.metrics.loader_speed import LoaderTiming, compare_loaders
 
 
 @pytest.fixture
@@ -98,14 +102,65 @@ def test_mistakes(cli: Cli, media: Path, tmp_path: Path) -> None:
 def test_the_loaders_are_compared(cli: Cli, media: Path, tmp_path: Path) -> None:
     out = tmp_path / "speed"
     small = ("--loader-size", 32)
+    small += ("--loader-workers", 1, 2)
     given = ("--loader", media, *small, "--clips", 2, "--repetitions", 2, "--out", out)
     status, _, err = cli("benchmark", "speed", *given)
     assert status == 0, err
     result = json.loads((out / "loader.json").read_text())
-    assert {"plain PyAV loop", "VideoFolder, no cache", "ShardSource"} <= set(result["loaders"])
-    for row in result["loaders"].values():
-        assert len(row["clips_per_s"]) == 2
-        assert min(row["clips_per_s"]) > 0
+    for workers, rows in result["workers"].items():
+        assert {"plain PyAV loop", "VideoFolder, no cache", "ShardSource"} <= set(rows)
+        assert rows["plain PyAV loop"]["ratio_to_plain"][0] == 1
+        for row in rows.values():
+            assert len(row["clips_per_s"]) == 2 * int(workers)
+            assert len(row["clip_ms"]) == 4 * int(workers)
+            assert min(row["clips_per_s"]) > 0
+            low, high = row["ratio_to_plain"][1:]
+            assert low <= row["ratio_to_plain"][0] <= high
+    assert set(result["workers"]) == {"1", "2"}
+
+
+def test_loaders_are_timed_in_processes_of_their_own(tmp_path: Path) -> None:
+    kept = []
+    seen = tmp_path / "seen"
+
+    def load(number: int) -> torch.Tensor:
+        kept.append(number)
+        with seen.open("a") as file:
+            file.write(f"{number} {os.getpid()}\n")
+        return torch.zeros(1)
+
+    timing = compare_loaders({"a": load}, clips=3, repetitions=2, workers=2)["a"]
+    assert kept == []
+    assert len(timing.clip_ms) == 12
+    rows = [line.split() for line in seen.read_text().splitlines()]
+    assert len({process for _, process in rows}) == 4
+    # a worker's first clip is loaded once more, uncounted
+    assert sorted(int(number) for number, _ in rows) == sorted([*range(12), 0, 1, 6, 7])
+
+
+def test_a_loader_that_fails_is_named() -> None:
+    def load(number: int) -> torch.Tensor:
+        raise ValueError("no such film")
+
+    with pytest.raises(RunError, match="mine failed: ValueError: no such film"):
+        compare_loaders({"mine": load}, clips=1, repetitions=1)
+
+    def die(number: int) -> torch.Tensor:
+        os._exit(3)
+
+    with pytest.raises(RunError, match="mine failed: its process ended with 3"):
+        compare_loaders({"mine": die}, clips=1, repetitions=1)
+
+
+def test_the_ratio_of_two_loaders_has_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    fast, slow = LoaderTiming([*rng.normal(10, 1, 200)]), LoaderTiming([*rng.normal(30, 3, 200)])
+    ratio, low, high = fast.ratio_to(slow, paired=False)
+    assert low < ratio < high
+    assert abs(ratio - 3) < 0.1
+    assert 0.03 < high - low < 0.2
+    double = LoaderTiming([2 * ms for ms in fast.clip_ms])
+    assert fast.ratio_to(double, paired=True) == (2, 2, 2)
 
 
 def test_hashes_survive_scaling_and_encoding(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_package_to_films(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"package/assets/{code}.webp")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    write_films(archive, known, tmp_path / "out")
+    write_films(archive, names, tmp_path / "out")
     for split, code, caption in (
         ("train", "1f302", "closed umbrella"),
         ("val", "1f3c7-1f3fb", "horse racing, light skin tone"),

@@ -14,6 +14,7 @@ from zoo.errors import UserError, closest
 EXAMPLES = """examples:
   zoo data prepare                       what can be fetched
   zoo data prepare package-films         fetch a group (or one name)
+  zoo data prepare emoji                 captioned pictures of 64x64, tars to train and validate on
   zoo data prepare emoji-anim            captioned animations, as films of 64x64
   zoo data inspect FOLDER                counts, sizes, lengths, damage, duplicates, a contact sheet
   zoo data shard FOLDER -o shards/       films and pictures to WebDataset shards
@@ -65,7 +66,11 @@ def prepare(name: str | None) -> int:
             table.add_row(group, "", "", f"group: {', '.join(names)}")
         Console().print(table)
         return 0
-    if name == "emoji-anim":
+    if name == "emoji":
+        from zoo.data.emoji import prepare_emoji
+
+        paths = prepare_emoji()
+    elif name == "emoji-anim":
         from zoo.data.emoji_anim import prepare_emoji_anim
 
         paths = prepare_emoji_anim()

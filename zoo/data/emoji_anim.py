@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 import tarfile
 from bisect import bisect_right
 from fractions import Fraction
@@ -22,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.assets import cache_root, fetch_group
+from zoo.assets import cache_root
 from zoo.data.captioned import CAPTIONS
+from zoo.data.emoji import SIZE, VAL, make_once, on_white
 from zoo.data.limits import open_image
 from zoo.data.writer import VideoWriter
 
-SIZE, RATE = 64, Fraction(25, 2)
-VAL = frozenset({"1f31b", "1f31c", "1f3c7", "1f3ca", "1f415", "1f41a", "1f435", "1f463"})
-"""First code points of what is kept for validation: moons, riders, swimmers, dogs, ..."""
+RATE = Fraction(25, 2)
 _TONE = re.compile(r" ((?:medium-)?(?:light|dark|medium) skin tone)")
 
 
@@ -40,28 +37,22 @@ def prepare_emoji_anim(folder: Path | None = None) -> list[Path]:
         folder: where they go; None: data/emoji-anim in the zoo's cache.
 
     Raises:
-        UserError: a file can't be fetched.
+        UserError: a file can't be fetched or read, or the disk is full.
     """
     root = cache_root() / "data" / "emoji-anim" if folder is None else folder
-    if not root.is_dir():
-        archive, names = fetch_group("emoji-anim").values()
-        part = root.with_name(f".{root.name}.{os.getpid()}.part")
-        try:
-            write_films(archive, emoji_names(names), part)
-            os.replace(part, root)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    make_once(root, "emoji-anim", write_films)
     return [root / "train", root / "val"]
 
 
-def write_films(archive: Path, names: dict[str, str], folder: Path) -> None:
+def write_films(archive: Path, facts: Path, folder: Path) -> None:
     """Every animation of the package that has a name, as a film, and captions.jsonl.
 
     Args:
         archive: the package, .tgz.
-        names: of emoji, by code points ("1f3c7-1f3fb").
+        facts: see `emoji_names`.
         folder: gets `train` and `val`.
     """
+    names = emoji_names(facts)
     lines: dict[str, list[str]] = {"train": [], "val": []}
     for split in lines:
         (folder / split).mkdir(parents=True)
@@ -92,10 +83,7 @@ def film_frames(webp: bytes) -> list[NDArray[np.uint8]]:
         for number in range(count):
             image.seek(number)
             image.load()
-            picture = image.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            white.alpha_composite(picture)
-            small = white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+            small = on_white(image).resize((SIZE, SIZE), Image.Resampling.BOX)
             shown.append(np.asarray(small))
             durations.append(int(image.info.get("duration", 0)))
     begins = [0, *accumulate(durations)]  # milliseconds

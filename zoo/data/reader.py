@@ -139,6 +139,8 @@ class FrameReader(Iterator[Frame]):
         self._scaler = VideoReformatter()
         self._latest: tuple[VideoFrame, NDArray[np.uint8]] | None = None
         self._container, self._stream = open_video(self.path, threads=threads)
+        # asked for once: PyAV makes a new Fraction every time, which costs a tenth of a small clip
+        self._base = self._stream.time_base or Fraction(1, 90_000)
         self.gap = 1.0 / float(film_rate(self._stream))
         self._frames: Generator[Frame] = self._read()
 
@@ -204,7 +206,6 @@ class FrameReader(Iterator[Frame]):
         self._skimming = False
 
     def _decode(self, *, seek_to: float | None) -> Iterator[tuple[VideoFrame, float]]:
-        base = self._stream.time_base or Fraction(1, 90000)
         frames = self._packets()
         head = next(frames, None)
         if head is None:
@@ -216,7 +217,7 @@ class FrameReader(Iterator[Frame]):
         elif self.origin is not None:
             self.broken = 0
             try:
-                self._container.seek(self.origin + int(seek_to / base), stream=self._stream)
+                self._container.seek(self.origin + int(seek_to / self._base), stream=self._stream)
             except av.FFmpegError:
                 return
             frames = self._packets()
@@ -227,7 +228,7 @@ class FrameReader(Iterator[Frame]):
             stamp = stamp_of(frame)
             time = None
             if stamp is not None and self.origin is not None:
-                time = float((stamp - self.origin) * base)
+                time = _seconds(stamp - self.origin, self._base)
             if time is None or (previous is not None and time <= previous):
                 self.odd = True
                 time = 0.0 if previous is None else previous + self.gap
@@ -236,15 +237,17 @@ class FrameReader(Iterator[Frame]):
 
     def _packets(self) -> Iterator[VideoFrame]:
         failures = 0
-        reached = 0.0  # seconds of container time that packets of any stream came to
+        # container time that packets came to: seconds of other streams, time stamps of this one
+        reached, last = 0.0, 0
         while failures <= _DEMUX_RETRIES:
             try:
                 for packet in self._container.demux():
                     failures = 0
-                    reached = max(reached, _end_of(packet))
                     # the packets that end each stream only know their stream, not its number
                     if packet.stream.index != self._stream.index:
+                        reached = max(reached, _seconds(_end_of(packet), packet.time_base))
                         continue
+                    last = max(last, _end_of(packet))
                     if packet.is_corrupt and packet.size:  # the file ends in the middle of it
                         self.truncated = self.truncated or self._ends_within(packet)
                     self._skim(packet)
@@ -264,6 +267,7 @@ class FrameReader(Iterator[Frame]):
             except av.FFmpegError:  # a new demuxing loop goes on behind the unreadable stretch
                 self.broken += failures == 0
                 failures += 1
+        reached = max(reached, _seconds(last, self._base))
         self.truncated = self.truncated or self._ended_early(reached)
 
     def _skim(self, packet: Packet[Stream]) -> None:
@@ -276,7 +280,7 @@ class FrameReader(Iterator[Frame]):
             return
         early = False
         if packet.pts is not None and self.origin is not None:
-            time = float((packet.pts - self.origin) * packet.time_base)
+            time = _seconds(packet.pts - self.origin, self._base)
             early = time < self._start - 4 * self.gap - TIME_SLACK
         if early != self._skimming:
             self._stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
@@ -336,11 +340,16 @@ class FrameReader(Iterator[Frame]):
         return rgb
 
 
-def _end_of(packet: Packet[Stream]) -> float:
+def _end_of(packet: Packet[Stream]) -> int:
     stamp = packet.pts if packet.pts is not None else packet.dts
     if stamp is None or not packet.size:
-        return 0.0
-    return float((stamp + (packet.duration or 0)) * packet.time_base)
+        return 0
+    return stamp + (packet.duration or 0)
+
+
+def _seconds(stamp: int, base: Fraction) -> float:
+    """What float(stamp * base) gives, without making a Fraction of each packet's time."""
+    return stamp * base.numerator / base.denominator
 
 
 def short_side_size(width: int, height: int, *, short_side: int) -> tuple[int, int]:

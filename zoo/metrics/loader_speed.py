@@ -1,14 +1,14 @@
-"""Clips a second of one worker: the zoo's sources beside the loops that people write."""
+"""What a clip costs a worker: the zoo's sources beside the loops that people write."""
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import av
@@ -19,37 +19,78 @@ from torch import Tensor
 
 from zoo.data.container import open_container
 from zoo.data.source import Source
+from zoo.data.sources import VideoFolder
 from zoo.data.writer import VideoWriter
+from zoo.errors import RunError, UserError
 
 Load = Callable[[int], Tensor]
 """Makes clip number n: float [3, T, size, size] in [-1, 1]."""
 
+Place = Callable[[int], tuple[Path, float]]
+"""Film and second that clip number n begins at."""
+
 
 @dataclass
 class LoaderTiming:
-    """Clips a second in every repetition, and megabytes resident before and after all of them."""
+    """Of every clip the processor time, of every worker clips a second and megabytes resident."""
 
-    speeds: list[float] = field(default_factory=list)
-    before_mb: float = 0.0
-    after_mb: float = 0.0
+    clip_ms: list[float] = field(default_factory=list)
+    clips_per_s: list[float] = field(default_factory=list)
+    before_mb: list[float] = field(default_factory=list)
+    after_mb: list[float] = field(default_factory=list)
 
-    @property
-    def median(self) -> float:
-        """Of the repetitions."""
-        return median(self.speeds)
+    def ratio_to(
+        self, other: LoaderTiming, *, paired: bool, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """How many times cheaper than `other` a clip is, and the 95 % bootstrap over clips.
+
+        Args:
+            other: of as many clips.
+            paired: whether they are the same clips in the same order.
+            seed: of the resampling.
+        """
+        rng = np.random.default_rng(seed)
+        ours, theirs = np.array(self.clip_ms), np.array(other.clip_ms)
+        drawn = []
+        for _ in range(2000):
+            mine = rng.integers(len(ours), size=len(ours))
+            its = mine if paired else rng.integers(len(theirs), size=len(theirs))
+            drawn.append(theirs[its].mean() / ours[mine].mean())
+        low, high = np.percentile(drawn, (2.5, 97.5))
+        return float(theirs.mean() / ours.mean()), float(low), float(high)
 
 
-def plain_pyav(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> Load:
+def places_of(films: VideoFolder) -> Place:
+    """Where the clips of a folder in training lie, in the order of its epochs."""
+
+    def place(number: int) -> tuple[Path, float]:
+        epoch, index = divmod(number, len(films))
+        rng = np.random.default_rng((films.seed, epoch, index, 0))
+        film, start = films._locate(index, rng)
+        return films.usable[film].path, start
+
+    return place
+
+
+def in_turn(films: VideoFolder, *, seed: int = 0) -> Place:
+    """A clip anywhere in every film, one film after the other."""
+
+    def place(number: int) -> tuple[Path, float]:
+        file = films.usable[number % len(films.usable)]
+        gap = 1 / float(Fraction(file.facts["rate"]))
+        room = max(0, file.facts["frames"] - films.frames) * gap
+        return file.path, float(np.random.default_rng((seed, number)).random()) * room
+
+    return place
+
+
+def plain_pyav(place: Place, *, frames: int, size: int) -> Load:
     """The loop of many a repository: seek, decode, convert at full size, scale with torch."""
 
     def load(number: int) -> Tensor:
-        rng = np.random.default_rng((seed, number))
-        path = paths[int(rng.integers(len(paths)))]
+        path, start = place(number)
         with open_container(path) as container:
             stream = container.streams.video[0]
-            gap = 1 / float(stream.average_rate or 25)
-            length = float((stream.duration or 0) * (stream.time_base or Fraction(1)))
-            start = float(rng.random()) * max(0.0, length - (frames + 1) * gap)
             container.seek(int(start / (stream.time_base or Fraction(1))), stream=stream)
             taken = []
             for frame in container.decode(stream):
@@ -62,16 +103,15 @@ def plain_pyav(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> L
     return load
 
 
-def plain_torchcodec(paths: list[Path], *, frames: int, size: int, seed: int = 0) -> Load:
+def plain_torchcodec(place: Place, *, frames: int, size: int) -> Load:
     """The same by torchcodec."""
     from torchcodec.decoders import VideoDecoder
 
     def load(number: int) -> Tensor:
-        rng = np.random.default_rng((seed, number))
-        path = paths[int(rng.integers(len(paths)))]
+        path, start = place(number)
         decoder: Any = VideoDecoder(str(path))
-        start = int(rng.integers(max(1, len(decoder) - frames)))
-        return _fit(decoder.get_frames_in_range(start, start + frames).data, size)
+        first = min(round(start * decoder.metadata.average_fps), len(decoder) - frames)
+        return _fit(decoder.get_frames_in_range(first, first + frames).data, size)
 
     return load
 
@@ -101,32 +141,78 @@ def compare_loaders(
     *,
     clips: int,
     repetitions: int,
+    workers: int = 1,
     report: Callable[[], object] = lambda: None,
 ) -> dict[str, LoaderTiming]:
-    """Time them in turn, so that drift of the machine hits all alike; each loads a clip before.
+    """Time them in turn, so that drift of the machine hits all alike.
+
+    Each repetition runs in forked processes of its own, which first load a clip that doesn't
+    count: what a loader keeps is no memory of the others.
 
     Args:
         loads: by name.
-        clips: clips of a repetition.
+        clips: clips of a worker in a repetition.
         repetitions: of each.
+        workers: processes that load at the same time.
         report: called after every repetition.
+
+    Raises:
+        RunError: a loader fails on a clip.
     """
     timings = {name: LoaderTiming() for name in loads}
-    for load in loads.values():
-        load(0)
     for repetition in range(repetitions):
+        first = repetition * clips * workers
         for name, load in loads.items():
-            timing = timings[name]
-            gc.collect()
-            if not repetition:
-                timing.before_mb = resident_mb()
-            begin = time.perf_counter()
-            for number in range(repetition * clips, (repetition + 1) * clips):
-                load(number)
-            timing.speeds.append(clips / (time.perf_counter() - begin))
-            timing.after_mb = resident_mb()
+            for found in _in_workers(name, load, first=first, clips=clips, workers=workers):
+                clip_ms, seconds, before, after = found
+                timing = timings[name]
+                timing.clip_ms += clip_ms
+                timing.clips_per_s.append(clips / seconds)
+                timing.before_mb.append(before)
+                timing.after_mb.append(after)
             report()
     return timings
+
+
+def _in_workers(
+    name: str, load: Load, *, first: int, clips: int, workers: int
+) -> list[tuple[list[float], float, float, float]]:
+    context = multiprocessing.get_context("fork")  # loaders are closures, which can't be sent
+    running = []
+    for worker in range(workers):
+        ours, theirs = context.Pipe(duplex=False)
+        numbers = range(first + worker, first + clips * workers, workers)
+        process = context.Process(target=_work, args=(load, numbers, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    found = []
+    for process, ours in running:
+        try:
+            answer = ours.recv()
+        except EOFError:
+            answer = None
+        process.join()
+        if answer is None:
+            answer = f"its process ended with {process.exitcode}"
+        if isinstance(answer, str):
+            raise RunError(f"{name} failed: {answer}")
+        found.append(answer)
+    return found
+
+
+def _work(load: Load, numbers: range, answer: Connection) -> None:
+    try:
+        load(numbers[0])
+        before, clip_ms, begin = resident_mb(), [], time.perf_counter()
+        for number in numbers:
+            spent = time.process_time()
+            load(number)
+            clip_ms.append(1000 * (time.process_time() - spent))
+        seconds = time.perf_counter() - begin
+        answer.send((clip_ms, seconds, before, resident_mb()))
+    except (UserError, RunError, OSError, ValueError, RuntimeError) as error:
+        answer.send(f"{type(error).__name__}: {error}")
 
 
 def resident_mb() -> float:

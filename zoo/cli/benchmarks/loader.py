@@ -1,10 +1,13 @@
-"""`zoo benchmark speed --loader`: clips a second of the sources, beside plain loops."""
+"""`zoo benchmark speed --loader`: what a clip costs the sources, beside plain loops."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -18,10 +21,13 @@ from zoo.errors import UserError
 
 MADE_UP = "made-up"
 FRAMES = 17
+PLAIN, SAME = "plain PyAV loop", "plain PyAV loop, VideoFolder's clips"
 
 
-def measure(data: str, *, size: int, clips: int, repetitions: int, out: Path) -> int:
-    """Compare loaders on the films of a folder, or on one that is made up, in one process.
+def measure(
+    data: str, *, size: int, clips: int, repetitions: int, workers: list[int], out: Path
+) -> int:
+    """Compare loaders on the films of a folder, or on one that is made up.
 
     Raises:
         UserError: there is no such folder.
@@ -32,8 +38,13 @@ def measure(data: str, *, size: int, clips: int, repetitions: int, out: Path) ->
     from zoo.data.sources import VideoFolder
     from zoo.metrics import loader_speed
 
-    if clips < 1 or size < 1:
-        raise UserError(f"--clips {clips} and --loader-size {size}: give at least 1")
+    if clips < 1 or size < 1 or min(workers) < 1:
+        counts = " ".join(map(str, workers))
+        raise UserError(
+            f"--clips {clips}, --loader-size {size}, --loader-workers {counts}: give at least 1"
+        )
+    if not hasattr(os, "fork"):
+        raise UserError("--loader forks its workers: run it on Linux or macOS")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="zoo-loader-") as scratch:
         folder = Path(data).expanduser()
@@ -46,15 +57,16 @@ def measure(data: str, *, size: int, clips: int, repetitions: int, out: Path) ->
         films.prepare()
         shard_folder(folder, Path(scratch) / "shards", ShardSettings())
         shards = ShardSource(str(Path(scratch) / "shards"), decoder="pyav", **wanted)
-        paths = [file.path for file in films.usable]
+        each, same = loader_speed.in_turn(films), loader_speed.places_of(films)
         loads = {
-            "plain PyAV loop": loader_speed.plain_pyav(paths, frames=FRAMES, size=size),
-            "VideoFolder, no cache": loader_speed.of_source(films),
+            PLAIN: loader_speed.plain_pyav(each, frames=FRAMES, size=size),
             "ShardSource": loader_speed.of_source(shards),
+            SAME: loader_speed.plain_pyav(same, frames=FRAMES, size=size),
+            "VideoFolder, no cache": loader_speed.of_source(films),
         }
         if not (why := why_not_torchcodec()):
             loads["plain torchcodec loop"] = loader_speed.plain_torchcodec(
-                paths, frames=FRAMES, size=size
+                each, frames=FRAMES, size=size
             )
             fast = ShardSource(str(Path(scratch) / "shards"), decoder="torchcodec", **wanted)
             loads["ShardSource, torchcodec"] = loader_speed.of_source(fast)
@@ -63,37 +75,46 @@ def measure(data: str, *, size: int, clips: int, repetitions: int, out: Path) ->
         if cached._cached:
             loads["VideoFolder, frame cache"] = loader_speed.of_source(cached)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        timings = {}
         with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("loading", total=len(loads) * repetitions)
-            timings = loader_speed.compare_loaders(
-                loads, clips=clips, repetitions=repetitions, report=lambda: bar.advance(task)
+            task = bar.add_task("loading", total=len(loads) * repetitions * len(workers))
+            for count in workers:
+                timings[count] = loader_speed.compare_loaders(
+                    loads,
+                    clips=clips,
+                    repetitions=repetitions,
+                    workers=count,
+                    report=lambda: bar.advance(task),
+                )
+    heads = ("workers", "", "processor ms a clip", "x the plain loop (95 %)")
+    table = Table(*heads, "clips/s of a worker", "MB after the first clip, at the end")
+    rows: dict[str, dict[str, Any]] = {}
+    for count, found in timings.items():
+        rows[str(count)] = {}
+        for name, timing in found.items():
+            paired = name.startswith("VideoFolder")  # it draws by length, shards each film once
+            plain = found[SAME if paired else PLAIN]
+            ratio, low, high = timing.ratio_to(plain, paired=paired)
+            rows[str(count)][name] = asdict(timing) | {"ratio_to_plain": [ratio, low, high]}
+            table.add_row(
+                str(count),
+                name,
+                f"{mean(timing.clip_ms):.1f}",
+                f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+                f"{median(timing.clips_per_s):.1f}",
+                f"{mean(timing.before_mb):.0f}, {mean(timing.after_mb):.0f}",
             )
-    plain = timings["plain PyAV loop"]
-    rows = {}
-    for name, timing in timings.items():
-        ratios = [a / b for a, b in zip(timing.speeds, plain.speeds, strict=True)]
-        rows[name] = {
-            "clips_per_s": timing.speeds,
-            "ratio_to_plain": ratios,
-            "before_mb": timing.before_mb,
-            "after_mb": timing.after_mb,
-        }
-    table = Table("one worker", "clips/s", "x the plain loop", "MB before, after")
-    for name, timing in timings.items():
-        ratio = sorted(rows[name]["ratio_to_plain"])[repetitions // 2]  # type: ignore[call-overload]
-        memory = f"{timing.before_mb:.0f}, {timing.after_mb:.0f}"
-        table.add_row(name, f"{timing.median:.1f}", f"{ratio:.2f}", memory)
     Console().print(table)
     if why:
         say(f"torchcodec: not measured ({why})")
     result = {
-        "schema": 1,
+        "schema": 2,
         "data": data,
         "frames": FRAMES,
         "size": size,
         "clips": clips,
         "machine": machine("cpu"),
-        "loaders": rows,
+        "workers": rows,
     }
     write_text(out / "loader.json", json.dumps(result, indent=2) + "\n")
     say(str(out / "loader.json"))

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--models", nargs="+", help="presets, NAMES or dir:PATH")
     parser.add_argument("--loader", metavar="DATA", help="a folder of films, or made-up: 10 min")
     parser.add_argument("--loader-size", type=int, default=128, help="pixels of its clips' sides")
-    parser.add_argument("--clips", type=int, default=32, help="of a repetition of --loader")
+    parser.add_argument("--loader-workers", type=int, nargs="+", default=[1], metavar="N")
+    parser.add_argument("--clips", type=int, default=32, help="of a worker and repetition")
     parser.add_argument("--plain-steps", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=4, help="TiUE's decoder passes (default 4)")
     parser.add_argument("--size", nargs="+", help="latents' side; tokenizers: FRAMESxHxW of pixels")
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
             size=options.loader_size,
             clips=options.clips,
             repetitions=options.repetitions,
+            workers=options.loader_workers,
             out=options.out,
         )
     checked_device(options.device)
