@@ -83,6 +83,11 @@ def test_speed_beside_a_checkout(
         assert row["ratios"] == [
             b / a for a, b in zip(row["seconds"]["ours"], row["seconds"]["released"], strict=True)
         ]
+        busy = row["processor_seconds"]
+        assert min(busy["ours"]) > 0
+        assert row["processor_ratios"] == [
+            b / a for a, b in zip(busy["ours"], busy["released"], strict=True)
+        ]
         assert row["output_difference"]["max"] == pytest.approx(error, abs=1e-5)
         assert row["output_difference"]["deviation"] > 0
         assert set(row["peak_memory_bytes"]) == {"ours", "released"}
