@@ -77,6 +77,7 @@ def test_speed_beside_a_checkout(
     assert "times as fast" in capsys.readouterr().out
     run = json.loads((tmp_path / "out" / "speed.json").read_text())["runs"][0]
     assert run["size"] == [5, 16, 24]
+    assert run["against"] == "checkout"  # no path of this machine
     for part, error in (("encode", 0), ("decode", shift)):
         row = run["parts"][part]
         assert len(row["seconds"]["ours"]) == len(row["seconds"]["released"]) == 2

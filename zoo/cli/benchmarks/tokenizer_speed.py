@@ -136,7 +136,8 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
                 worker.close()
         counted = _flops(config["model"], config["size"], config["batch"])
         return config | {
-            "against": str(options.against) if options.against else None,
+            # the folder of another machine says nothing: its name alone
+            "against": options.against.resolve().name if options.against else None,
             "parts": {
                 part: {
                     "seconds": seconds[part],
