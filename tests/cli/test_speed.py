@@ -77,11 +77,17 @@ def test_speed_beside_a_checkout(
     assert "times as fast" in capsys.readouterr().out
     run = json.loads((tmp_path / "out" / "speed.json").read_text())["runs"][0]
     assert run["size"] == [5, 16, 24]
+    assert run["against"] == "checkout"  # no path of this machine
     for part, error in (("encode", 0), ("decode", shift)):
         row = run["parts"][part]
         assert len(row["seconds"]["ours"]) == len(row["seconds"]["released"]) == 2
         assert row["ratios"] == [
             b / a for a, b in zip(row["seconds"]["ours"], row["seconds"]["released"], strict=True)
+        ]
+        busy = row["processor_seconds"]
+        assert min(busy["ours"]) > 0
+        assert row["processor_ratios"] == [
+            b / a for a, b in zip(busy["ours"], busy["released"], strict=True)
         ]
         assert row["output_difference"]["max"] == pytest.approx(error, abs=1e-5)
         assert row["output_difference"]["deviation"] > 0

@@ -36,6 +36,30 @@ def test_winograd_is_the_convolution(
     )
 
 
+@pytest.mark.parametrize("kt", [1, 3])
+def test_winograd_puts_frames_of_zeros_in_front(kt: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 3, 6, 7).double(), torch.randn(6, 5, kt, 3, 3).double()
+    wanted = F.conv3d(F.pad(x, (1, 1, 1, 1, 2, 0)), weight)
+    found = winograd.conv(x, weight, None, padding=(1, 1), before=2)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_causal_call_copies_its_clip_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros in front and around are written in one go: two copies are what memory peaked at."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise AssertionError("padded beside Winograd's own padding")
+
+    monkeypatch.setattr(F, "pad", fail)
+    x, weight = torch.randn(1, 64, 2, 32, 32), torch.randn(64, 64, 3, 3, 3) / (27 * 64) ** 0.5
+    with torch.no_grad():
+        found = causal_conv3d(x, weight)
+    monkeypatch.undo()
+    wanted = F.conv3d(F.pad(x, (1, 1, 1, 1, 2, 0)), weight)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
 def test_winograd_in_float32_is_accurate() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 256, 3, 18, 18)

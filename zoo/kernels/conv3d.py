@@ -24,6 +24,7 @@ def conv3d(
     *,
     stride: tuple[int, int, int] = (1, 1, 1),
     padding: tuple[int, int, int] = (0, 0, 0),
+    before: int = 0,
     limit: int = INDEX_LIMIT,
 ) -> Tensor:
     """`F.conv3d`, in pieces of the batch and of time where input or output pass `limit` elements.
@@ -35,15 +36,19 @@ def conv3d(
         weight: [C',C,kt,kh,kw].
         bias: [C'].
         stride, padding: time, height, width; time can't be padded where pieces are needed.
+        before: frames of zeros in front of the first.
         limit: elements above which the work is split.
 
     Returns:
         [B,C',T',H',W'], equal to the convolution in one piece up to rounding.
     """
-    if torch.compiler.is_exporting():
-        return F.conv3d(x, weight, bias, stride, padding)  # another runtime has tricks of its own
-    if winograd.pays(x, weight, stride, padding):
-        return winograd.conv(x, weight, bias, padding=padding[1:])
+    exporting = torch.compiler.is_exporting()  # another runtime has tricks of its own
+    if not exporting and winograd.pays(x, weight, stride, padding, before=before):
+        return winograd.conv(x, weight, bias, padding=padding[1:], before=before)
+    if before:
+        x = F.pad(x, (0, 0, 0, 0, before, 0))
+    if exporting:
+        return F.conv3d(x, weight, bias, stride, padding)
     if x.device.type == "cpu" and len(weight) < 8 and weight.shape[4] > 3 and stride[2] == 1:
         return _narrow(x, weight, bias, stride, padding, limit)
     kernel = weight.shape[2:]
@@ -138,10 +143,8 @@ def causal_conv3d(
         # one call for time and space: half the copies of one after the other
         around = (kw // 2, kw // 2, kh // 2, kh // 2, before, 0)
         x = F.pad(x, around, mode="replicate") if any(around) else x
-        inside = (0, 0, 0)
-    elif before:
-        x = F.pad(x, (0, 0, 0, 0, before, 0))
-    return conv3d(x, weight, bias, stride=stride, padding=inside, limit=limit)
+        inside, before = (0, 0, 0), 0
+    return conv3d(x, weight, bias, stride=stride, padding=inside, before=before, limit=limit)
 
 
 def nearest_then_conv(

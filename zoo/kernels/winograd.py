@@ -44,7 +44,12 @@ def _transforms() -> tuple[list[list[float]], ...]:
 
 
 def pays(
-    x: Tensor, weight: Tensor, stride: tuple[int, int, int], padding: tuple[int, int, int]
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    *,
+    before: int = 0,
 ) -> bool:
     """Whether `conv` serves a call and is faster there than a direct convolution.
 
@@ -62,13 +67,18 @@ def pays(
     if stride != (1, 1, 1) or padding[0]:
         return False
     height, width = (n + 2 * p - 2 for n, p in zip(x.shape[3:], padding[1:], strict=True))
-    outputs = x.shape[0] * (x.shape[2] - weight.shape[2] + 1) * height * width
+    outputs = x.shape[0] * (before + x.shape[2] - weight.shape[2] + 1) * height * width
     wasted = _OUT**2 * ceil(height / _OUT) * ceil(width / _OUT) / max(1, height * width)
     return outputs >= 1024 and wasted <= 1.25
 
 
 def conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: tuple[int, int] = (0, 0)
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    padding: tuple[int, int] = (0, 0),
+    before: int = 0,
 ) -> Tensor:
     """`F.conv3d` for kernels of 3x3 in space, up to rounding (about 1e-5 of unit outputs).
 
@@ -76,10 +86,11 @@ def conv(
         x: [B,C,T,H,W]; channels-last memory is read as it is where nothing must be padded.
         weight: [C',C,kt,3,3].
         bias: [C'].
-        padding: zeros around height and width; time is not padded.
+        padding: zeros around height and width.
+        before: frames of zeros in front of the first.
 
     Returns:
-        [B,C',T-kt+1,H',W'] in channels-last memory.
+        [B,C',before+T-kt+1,H',W'] in channels-last memory.
     """
     b_t, g, a_t = (torch.tensor(m, dtype=x.dtype, device=x.device) for m in _transforms())
     channels, kt = weight.shape[1:3]
@@ -87,8 +98,8 @@ def conv(
     taps = (g @ weight.movedim(2, 0).reshape(-1, 9).mT).view(_TILE**2, kt, -1, channels)
     height, width = (n + 2 * p - 2 for n, p in zip(x.shape[3:], padding, strict=True))
     down, across = ceil(height / _OUT), ceil(width / _OUT)
-    clips = _padded(x, padding, _OUT * down + 2, _OUT * across + 2)
-    frames = x.shape[2]
+    clips = _padded(x, padding, before, _OUT * down + 2, _OUT * across + 2)
+    frames = before + x.shape[2]
     count = frames - kt + 1
     out = x.new_empty(len(x), count, _OUT * down, _OUT * across, len(weight))
     rows = max(1, min(down, _BLOCK // (_TILE**2 * frames * across * max(weight.shape[:2]))))
@@ -117,12 +128,12 @@ def conv(
     return out[:, :, :height, :width].movedim(-1, 1)
 
 
-def _padded(x: Tensor, padding: tuple[int, int], height: int, width: int) -> Tensor:
-    """`x` as [B,T,height,width,C] with zeros around it; no copy where nothing is to be done."""
+def _padded(x: Tensor, padding: tuple[int, int], before: int, height: int, width: int) -> Tensor:
+    """`x` as [B,before+T,height,width,C], zeros around it; no copy where nothing is to be done."""
     rows = x.movedim(1, -1)
-    if rows.shape[2:4] == (height, width):
+    if not before and rows.shape[2:4] == (height, width):
         return rows.contiguous()
-    out = rows.new_zeros(*rows.shape[:2], height, width, rows.shape[4])
+    out = rows.new_zeros(len(rows), before + rows.shape[1], height, width, rows.shape[4])
     (top, left), (down, across) = padding, rows.shape[2:4]
-    out[:, :, top : top + down, left : left + across] = rows
+    out[:, before:, top : top + down, left : left + across] = rows
     return out

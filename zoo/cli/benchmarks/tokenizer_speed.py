@@ -116,11 +116,12 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
         task = bar.add_task(label, total=sum(map(len, parts.values())) * (options.repetitions + 1))
         common = config | {"device": options.device, "out": folder}
         seconds: dict[str, dict[str, list[float]]] = {}
+        busy: dict[str, dict[str, list[float]]] = {}
         memory: dict[str, dict[str, int | None]] = {part: {} for part in parts}
         workers = {s: Worker(common | {"checkout": path}) for s, path in sides.items()}
         try:
             outputs = _interleaved(
-                workers, parts, options.repetitions, seconds, lambda: bar.advance(task)
+                workers, parts, options.repetitions, seconds, busy, lambda: bar.advance(task)
             )
         finally:
             for worker in workers.values():
@@ -135,12 +136,15 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
                 worker.close()
         counted = _flops(config["model"], config["size"], config["batch"])
         return config | {
-            "against": str(options.against) if options.against else None,
+            # the folder of another machine says nothing: its name alone
+            "against": options.against.resolve().name if options.against else None,
             "parts": {
                 part: {
                     "seconds": seconds[part],
                     "median_seconds": {s: median(v) for s, v in seconds[part].items()},
                     "ratios": _ratios(seconds[part]),
+                    "processor_seconds": busy[part],
+                    "processor_ratios": _ratios(busy[part]),
                     "flops": counted.get(part),
                     "peak_memory_bytes": memory[part],
                     "output_difference": _difference(outputs[part]),
@@ -155,24 +159,31 @@ def _interleaved(
     parts: dict[str, list[str]],
     repetitions: int,
     seconds: dict[str, dict[str, list[float]]],
+    busy: dict[str, dict[str, list[float]]],
     report: Any,
 ) -> dict[str, dict[str, str]]:
-    """Fill `seconds`; files of the outputs. Sides take turns, and who begins changes each time."""
+    """Fill `seconds` and, on a CPU, `busy`, the processor's; files of the outputs.
+
+    Sides take turns, and who begins changes each time.
+    """
     outputs: dict[str, dict[str, str]] = {}
     for part, sides in parts.items():
         seconds[part], outputs[part] = {side: [] for side in sides}, {}
+        busy[part] = {side: [] for side in sides}
         for repetition in range(repetitions):
             for side in sides[:: 1 if repetition % 2 else -1]:
                 answer = workers[side].ask(f"seconds {part}")
                 outputs[part][side] = answer["output"]
                 seconds[part][side].append(answer["seconds"])
+                if answer["processor_seconds"] is not None:
+                    busy[part][side].append(answer["processor_seconds"])
                 report()
     return outputs
 
 
 def _ratios(seconds: dict[str, list[float]]) -> list[float]:
     """How many times as fast ours is, repetition by repetition."""
-    if "released" not in seconds:
+    if not seconds.get("released"):
         return []
     return [b / a for a, b in zip(seconds["ours"], seconds["released"], strict=True)]
 
@@ -196,24 +207,32 @@ def _show(run: dict[str, Any]) -> None:
     title += f"batch {run['batch']}"
     table = Table("part", "ours s", "MB above weights", "TFLOPs", title=title)
     if against:
-        for column in ("released s", "its MB", "times as fast (range)", "memory", "difference"):
+        for column in ("its s", "its MB", "times as fast (range)", "by processor's seconds"):
             table.add_column(column)
+        table.add_column("memory")
+        table.add_column("difference")
     for part, row in run["parts"].items():
         peak = row["peak_memory_bytes"]
         cells = [part, f"{row['median_seconds']['ours']:.2f}", _megabytes(peak.get("ours"))]
         cells.append(f"{row['flops'] / 1e12:.2f}" if row["flops"] else "")
         if against and row["ratios"]:
-            low, high = min(row["ratios"]), max(row["ratios"])
             cells += [
                 f"{row['median_seconds']['released']:.2f}",
                 _megabytes(peak["released"]),
-                f"{median(row['ratios']):.2f} ({low:.2f} to {high:.2f})",
+                _spread(row["ratios"]),
+                _spread(row["processor_ratios"]),
                 f"{peak['ours'] / peak['released']:.0%}" if peak["released"] else "",
                 f"{row['output_difference']['max']:.1e}",
             ]
         table.add_row(*cells)
     Console(width=120).print(table)
     say(f"medians of {len(next(iter(run['parts'].values()))['seconds']['ours'])} repetitions")
+
+
+def _spread(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _megabytes(count: int | None) -> str:
