@@ -1,4 +1,4 @@
-"""The README's Python runs as it is written, block after block in one session."""
+"""The READMEs' Python runs as it is written, block after block in one session; links lead on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,22 @@ import zoo
 from zoo.data.writer import VideoWriter
 from zoo.nets.cdt import CDT
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for part in ("configs", "zoo") for path in (ROOT / part).rglob("README.md")),
+]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,5 +49,5 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for number, block in enumerate(BLOCKS):
         if "not run by the tests" in block:
             continue
-        exec(compile(block, f"README.md, block {number}", "exec"), session)
+        exec(compile(block, f"READMEs, block {number}", "exec"), session)
     assert {p.name for p in tmp_path.iterdir()} >= {"latents", "decoded.mp4", "both.mp4"}
