@@ -79,9 +79,13 @@ def test_divergence_samples_are_of_one_teacher_and_its_captions(
     assert samples(["a b", "a"]).shape == (2, 4, 16, 16)
     assert not torch.equal(*samples(["a b", "a"]))
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
-    for other in (TeacherSamples(str(file)), TeacherSamples(str(file), seed=1)):
+    for other, prompts in (
+        (TeacherSamples(str(file)), ["a", "b"]),
+        (TeacherSamples(str(file), seed=1), ["a", "b", "a b"]),
+        (TeacherSamples(str(file), steps=7), ["a", "b", "a b"]),
+    ):
         with pytest.raises(UserError, match="of another teacher, other captions or another seed"):
-            other.prepare(pipeline, ["a", "b"] if other.seed == 0 else ["a", "b", "a b"])
+            other.prepare(pipeline, prompts)
     file.write_bytes(b"no tensors")
     with pytest.raises(UserError, match=r"can't be read as a teacher's samples .*delete it"):
         samples.prepare(pipeline, ["a"])

@@ -21,25 +21,34 @@ _LOG = logging.getLogger("zoo")
 
 
 class TeacherSamples:
-    """Latents of every caption as the teacher samples them with its folder's own settings.
+    """Latents of every caption as the teacher samples them, with its folder's own guidance.
 
     Args:
         path: a .safetensors file; it is made when there is none.
         each: samples of a caption.
         seed: of their noise.
         batch: samples at once while they are made.
+        steps: sampling steps; None: the folder's own.
 
     Raises:
         UserError: numbers outside their range, or another kind of file.
     """
 
-    def __init__(self, path: str, *, each: int = 1, seed: int = 0, batch: int = 32) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        each: int = 1,
+        seed: int = 0,
+        batch: int = 32,
+        steps: int | None = None,
+    ) -> None:
         if each < 1 or batch < 1 or seed < 0:
             raise UserError(f"each = {each}, batch = {batch}, seed = {seed}: give 1, 1, 0 or more")
         self.path = Path(path).expanduser()
         if self.path.suffix != ".safetensors":
             raise UserError(f"{path} can't hold a teacher's samples: end its name in .safetensors")
-        self.each, self.seed, self.batch = each, seed, batch
+        self.each, self.seed, self.batch, self.steps = each, seed, batch, steps
         self._rows: dict[str, int] = {}
         self._latents = torch.zeros(0)
 
@@ -98,7 +107,7 @@ class TeacherSamples:
         for first in range(0, len(jobs), self.batch):
             part = jobs[first : first + self.batch]
             seeds = [zlib.crc32(f"{self.seed} {number} {p}".encode()) for p, number in part]
-            out = teacher([p for p, _ in part], seed=seeds, output_type="latent")
+            out = teacher([p for p, _ in part], seed=seeds, steps=self.steps, output_type="latent")
             parts.append(out.images.half().cpu())
             if report is not None:
                 report(first + len(part), len(jobs))
@@ -117,7 +126,7 @@ class TeacherSamples:
             part.unlink(missing_ok=True)
 
     def _fingerprint(self, teacher: Any, prompts: list[str]) -> str:
-        how = teacher.sampling()
+        how = teacher.sampling(steps=self.steps)
         text = [prompts, self.each, self.seed, how.steps, how.anchors, how.guidance]
         digest = hashlib.sha256(json.dumps(text).encode())
         for name, value in sorted(teacher.unet.state_dict().items()):
