@@ -576,7 +576,7 @@ def test_mistakes_of_buckets(pictures: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_memory_is_flat(pictures: Path) -> None:
-    """Nothing is kept of the samples: 100 epochs allocate no more than the first."""
+    """Nothing is kept of the samples: 40 epochs allocate no more than the first six."""
     import tracemalloc
 
     source = opened(pictures)

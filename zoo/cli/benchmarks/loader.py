@@ -93,7 +93,7 @@ def measure(
         rows[str(count)] = {}
         for name, timing in found.items():
             paired = name.startswith("VideoFolder")  # it draws by length, shards each film once
-            plain = found[SAME if paired else PLAIN]
+            plain = found[SAME if paired or name == SAME else PLAIN]
             ratio, low, high = timing.ratio_to(plain, paired=paired)
             rows[str(count)][name] = asdict(timing) | {"ratio_to_plain": [ratio, low, high]}
             table.add_row(
