@@ -87,7 +87,7 @@ def rounds(
         lines = _lines(diary)
         if rng.random() < 0.8:
             # most rounds are killed at work, the others anywhere, in their start too
-            until(partial(_goes_on, run, diary, lines), 600)  # a starved machine is no fault
+            until(partial(_goes_on, run, diary, lines), 3600)  # a starved machine is no fault
         time.sleep(rng.uniform(0, 0.2) if rng.random() < 0.8 else rng.uniform(0, longest))
         assert run.process.is_alive(), f"it ended before it was killed: {run.said}"
         run.kill()
@@ -102,7 +102,7 @@ def rounds(
         else:
             found["before the first save"] += 1
     end = Run(session, family, killed, steps, folder=folder, name="killed")
-    assert end.result(600) == whole.result(600) == steps
+    assert end.result(3600) == whole.result(3600) == steps
     done = curve(killed)
     assert done == curve(folder / "whole")
     assert len(done) == steps
