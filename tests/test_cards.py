@@ -112,6 +112,31 @@ def test_released_folder_is_half_and_loads(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(net.encode(x).mean, whole.encode(x).mean, rtol=0.01, atol=0.01)
 
 
+def test_a_record_is_a_release_without_weights(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    table = results_of(run / "results.json", run / "export")
+    call = [NAME, "--run", str(run), "--record", "--out", str(out), "--config", str(CONFIG)]
+    assert release_command.main([*call, "--results", str(table), "--hardware", "one core"]) == 0
+    folder = out / "variants" / NAME
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", "training.csv"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["training"] == training(run, CONFIG) | {
+        "hardware": "one core",
+        "versions": metrics["training"]["versions"],
+    }
+    assert metrics["metrics"][0]["row"] == "export"
+    assert [p.name for p in out.iterdir()] == ["variants"]
+    stage(run, NAME)
+    staged = results_of(run / "results.json", run / NAME)
+    with pytest.raises(UserError, match="no row of the weights in"):
+        release_command.main([*call, "--results", str(staged), "--hardware", "one core"])
+    for missing in ("--results", "--hardware"):
+        given = {"--results": str(table), "--hardware": "one core"}
+        del given[missing]
+        with pytest.raises(UserError, match=f"{missing} is missing"):
+            release_command.main([*call, *(part for item in given.items() for part in item)])
+
+
 def test_card_tells_how_it_was_trained(run: Path, tmp_path: Path) -> None:
     took = training(run, CONFIG)
     assert took["config"] == "configs/released/klvae_image_tiny.pictures.yaml"

@@ -29,6 +29,7 @@ ABOUT = ("licence", "title", "use", "data", "limits")
 """What people write of a model (checkpoints/about.yaml); the rest of a card is measured."""
 
 LOG = "training.csv"
+VARIANTS = "variants"
 _KEPT = ("label", "steps", "baseline", "parameters", "metrics", "difference")
 
 
@@ -125,6 +126,37 @@ def release(
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(made, root / name)
     return root / name
+
+
+def record(
+    name: str, *, run: Path, config: Path, results: Sequence[Path], hardware: str, root: Path
+) -> Path:
+    """Keep what a run took and scored in ROOT/variants/NAME, without its weights.
+
+    For the runs that a shipped model is compared with: their config makes the weights again.
+
+    Args:
+        results: results.json of benchmarks that scored RUN/export.
+        name, run, config, hardware, root: of `release`.
+
+    Raises:
+        UserError: as `release`.
+    """
+    metrics = {
+        "name": name,
+        "training": training(run, config) | {"hardware": hardware, "versions": versions()},
+        "metrics": [_table(run / "export", path) for path in results],
+    }
+    folder = root / VARIANTS
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+        made = Path(scratch) / name
+        made.mkdir()
+        (made / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        _log(run / "tensorboard", made / LOG)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        os.replace(made, folder / name)
+    return folder / name
 
 
 def training(run: Path, config: Path) -> dict[str, Any]:

@@ -20,9 +20,13 @@ EXAMPLES = """examples:
   zoo benchmark reconstruction --data package-clips --out runs/table \\
       --models dir:runs/cdt/cdt_tiny.clips
   zoo release cdt_tiny.clips --run runs/cdt --results runs/table/results.json --hardware "1 core"
+  zoo release one_step_tiny.emoji --run runs/one_step --results runs/table/results.json \\
+      --config configs/tiue/one_step_tiny.yaml --hardware "1 core" --record
 
-A tokenizer's subset and a diffusion decoder's table of gamma and steps are measured on
-package-clips. What people have to say of the model stands in checkpoints/about.yaml.
+--record keeps metrics and log of a run that is compared with (checkpoints/variants), no weights;
+there the results are of RUN/export. A tokenizer's subset and a diffusion decoder's table of gamma
+and steps are measured on package-clips. What people have to say of the model stands in
+checkpoints/about.yaml.
 """
 _NAME = re.compile(r"[a-z0-9_]+\.[a-z0-9_]+")
 _PROMPTS = ("red apple, 3d", "brazil flag, flat", "grinning face, 3d", "cat face, flat")
@@ -38,25 +42,38 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="of zoo benchmark")
     parser.add_argument("--config", type=Path, help="default: configs/released/NAME.yaml")
     parser.add_argument("--hardware", default="", help="what it was trained on")
+    parser.add_argument("--record", action="store_true", help="metrics and log, no weights")
     parser.add_argument("--out", type=Path, default=data_folder("checkpoints"))
     options = parser.parse_args(arguments)
     if not _NAME.fullmatch(options.name):
         raise UserError(f"'{options.name}' is no name: give ARCHITECTURE.WEIGHTS, cdt_tiny.clips")
-    from zoo.release import release, stage
+    from zoo.release import record, release, stage
 
+    if options.record:
+        config = _needed(options)
+        say(
+            str(
+                record(
+                    options.name,
+                    run=options.run,
+                    config=config,
+                    results=options.results,
+                    hardware=options.hardware,
+                    root=options.out,
+                )
+            )
+        )
+        return 0
     staged = options.run / options.name
     if not options.results:
         say(str(stage(options.run, options.name)))
         return 0
     if not staged.is_dir():
         raise UserError(f"{staged} isn't there: zoo release without --results makes it")
-    config = options.config or data_folder("configs") / "released" / f"{options.name}.yaml"
+    config = _needed(options)
     about = options.out / "about.yaml"
-    for path in (config, about):
-        if not path.is_file():
-            raise UserError(f"{path} isn't there: a release needs its config and what it is for")
-    if not options.hardware:
-        raise UserError("--hardware is missing: say what the run was trained on")
+    if not about.is_file():
+        raise UserError(f"{about} isn't there: a release needs what the model is for")
     subset, sampling = _measure(staged)
     say(
         str(
@@ -74,6 +91,18 @@ def main(arguments: Sequence[str]) -> int:
         )
     )
     return 0
+
+
+def _needed(options: Any) -> Path:
+    """The run's config, when all that a card tells of a run is given."""
+    config: Path = options.config or data_folder("configs") / "released" / f"{options.name}.yaml"
+    if not config.is_file():
+        raise UserError(f"{config} isn't there: a release needs its config, --config FILE")
+    if not options.results:
+        raise UserError("--results is missing: give the results.json of a benchmark of the run")
+    if not options.hardware:
+        raise UserError("--hardware is missing: say what the run was trained on")
+    return config
 
 
 def _measure(staged: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
