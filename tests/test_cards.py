@@ -207,8 +207,11 @@ def test_release_command_says_what_is_missing(run: Path, tmp_path: Path) -> None
         release_command.main([*given, "--results", "r.json"])
     assert release_command.main(given) == 0
     assert (run / NAME / "model.safetensors").is_file()
+    scored = [*given, "--config", str(CONFIG), "--results", "r.json"]
+    with pytest.raises(UserError, match="--hardware is missing"):
+        release_command.main(scored)
     with pytest.raises(UserError, match=r"about.yaml isn't there"):
-        release_command.main([*given, "--config", str(CONFIG), "--results", "r.json"])
+        release_command.main([*scored, "--hardware", "one core"])
 
 
 def test_table_takes_its_place_in_the_readme(run: Path, tmp_path: Path) -> None:
