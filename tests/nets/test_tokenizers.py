@@ -106,6 +106,8 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
         ({"context_dim": "48"}, "context_dim = '48'.*expected int"),
         ({"padding": "mirror"}, "padding = 'mirror'"),
         ({"context_dim": 32}, "doesn't fit its config"),
+        ({"latent_channels": -1}, "describes no net that can be built"),
+        ({"time_down": []}, "need one flag for each of the 3 stages"),
     ):
         text = json.loads(good)
         text["config"] |= change
