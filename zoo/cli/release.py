@@ -49,47 +49,28 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"'{options.name}' is no name: give ARCHITECTURE.WEIGHTS, cdt_tiny.clips")
     from zoo.release import record, release, stage
 
-    if options.record:
-        config = _needed(options)
-        say(
-            str(
-                record(
-                    options.name,
-                    run=options.run,
-                    config=config,
-                    results=options.results,
-                    hardware=options.hardware,
-                    root=options.out,
-                )
-            )
-        )
-        return 0
     staged = options.run / options.name
-    if not options.results:
+    if not options.results and not options.record:
         say(str(stage(options.run, options.name)))
         return 0
-    if not staged.is_dir():
+    if not staged.is_dir() and not options.record:
         raise UserError(f"{staged} isn't there: zoo release without --results makes it")
-    config = _needed(options)
+    told: dict[str, Any] = {
+        "config": _needed(options),
+        "run": options.run,
+        "results": options.results,
+        "hardware": options.hardware,
+        "root": options.out,
+    }
+    if options.record:
+        say(str(record(options.name, **told)))
+        return 0
     about = options.out / "about.yaml"
     if not about.is_file():
         raise UserError(f"{about} isn't there: a release needs what the model is for")
     subset, sampling = _measure(staged)
-    say(
-        str(
-            release(
-                options.name,
-                run=options.run,
-                config=config,
-                results=options.results,
-                subset=subset,
-                sampling=sampling,
-                about=(yaml.safe_load(about.read_text()) or {}).get(options.name) or {},
-                hardware=options.hardware,
-                root=options.out,
-            )
-        )
-    )
+    said = (yaml.safe_load(about.read_text()) or {}).get(options.name) or {}
+    say(str(release(options.name, **told, subset=subset, sampling=sampling, about=said)))
     return 0
 
 
