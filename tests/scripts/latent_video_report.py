@@ -4,7 +4,8 @@
         --tokenizers cdt_tiny.clips klvae_video_tiny.clips
     python -m tests.scripts.latent_video_report --smoke --out runs/smoke --tokenizers dir:A dir:B
 
-The first takes days of a core: 20,000 steps for each of two tokenizers and three seeds (--steps).
+The first takes a day of a core: 20,000 steps for each of two tokenizers and three seeds (--steps).
+Options this script doesn't know go to each training (`--ema.decay 0.995`).
 For each tokenizer: encodes the films, trains `configs/latent_video/emoji_cdt.yaml` once a seed, and
 scores the averaged net at every validation with `zoo benchmark films`, prompts and seeds paired.
 What is done is kept: a stopped run goes on with the same command. Writes report.md, report.json and
@@ -62,6 +63,7 @@ def train(tokenizer: str, seed: int, data: Path, out: Path, options: argparse.Na
         *("--trainer.limit_val_batches", 1, "--data.batch_size", options.batch_size),
         *("--model.init_args.frames", 5 if options.smoke else 17),
     ]
+    settings += options.further
     for split in ("train", "val"):
         settings += [f"--data.{split}.init_args.root={latents / split}"]
     if (run / "last.ckpt").is_file():
@@ -178,7 +180,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--sampling-steps", type=int, default=30)
     parser.add_argument("--smoke", action="store_true", help="minutes, to see that all of it runs")
-    options = parser.parse_args()
+    options, options.further = parser.parse_known_args()
     if options.smoke:
         options.seeds, options.steps, options.points, options.batch_size = 2, 4, 2, 2
         options.prompts, options.sampling_steps = 2, 2
