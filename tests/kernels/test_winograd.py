@@ -66,7 +66,7 @@ def test_winograd_in_float32_is_accurate() -> None:
     weight = torch.randn(64, 256, 3, 3, 3) / (27 * 256) ** 0.5
     exact = F.conv3d(x.double(), weight.double())
     error = (winograd.conv(x, weight, None) - exact).square().mean().sqrt()
-    assert 0 < error < 2e-6  # outputs have a deviation of 1
+    assert 0 < error < 3e-6  # outputs have a deviation of 1
 
 
 def test_winograd_serves_inference_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

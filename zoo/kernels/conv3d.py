@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from zoo.kernels import winograd
+from zoo.kernels import winograd, winograd_time
 
 Edge = Literal["zeros", "replicate"]
 
@@ -29,7 +29,8 @@ def conv3d(
 ) -> Tensor:
     """`F.conv3d`, in pieces of the batch and of time where input or output pass `limit` elements.
 
-    3x3 kernels go through winograd.py where that is faster (inference on a CPU in float32).
+    Kernels of 3x3 pixels or of 3 frames go through winograd.py or winograd_time.py where that is
+    faster (inference on a CPU in float32 or bfloat16).
 
     Args:
         x: [B,C,T,H,W].
@@ -49,6 +50,8 @@ def conv3d(
         x = F.pad(x, (0, 0, 0, 0, before, 0))
     if exporting:
         return F.conv3d(x, weight, bias, stride, padding)
+    if winograd_time.pays(x, weight, stride, padding):
+        return winograd_time.conv(x, weight, bias, padding=padding[1:])
     if x.device.type == "cpu" and len(weight) < 8 and weight.shape[4] > 3 and stride[2] == 1:
         return _narrow(x, weight, bias, stride, padding, limit)
     kernel = weight.shape[2:]
