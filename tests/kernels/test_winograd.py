@@ -69,8 +69,20 @@ def test_winograd_in_float32_is_accurate() -> None:
     assert 0 < error < 3e-6  # outputs have a deviation of 1
 
 
-def test_winograd_serves_inference_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large calls take it; half precision, gradients, strides and small calls do not."""
+def test_bfloat16_is_rounded_once() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 3, 18, 18, dtype=torch.bfloat16)
+    weight = (torch.randn(64, 64, 3, 3, 3) / (27 * 64) ** 0.5).bfloat16()
+    exact = F.conv3d(x.double(), weight.double())
+    found = winograd.conv(x, weight, None)
+    assert found.dtype == torch.bfloat16
+    error, rounding = (found - exact).square().mean(), (exact.bfloat16() - exact).square().mean()
+    assert 0 < error < 1.01 * rounding
+
+
+def test_winograd_serves_inference_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large calls take it, in bfloat16 where the CPU is slow in that; gradients, strides and small
+    calls do not."""
     taken = []
     inside = winograd.conv
 
@@ -89,7 +101,11 @@ def test_winograd_serves_inference_in_float32_on_a_cpu(monkeypatch: pytest.Monke
 
     with torch.no_grad():
         assert count(x) == 1
-        assert count(x.bfloat16()) == 0
+        monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda: "slow")
+        assert count(x.bfloat16()) == 1
+        for fast in ("vectors", "tiles"):
+            monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda rate=fast: rate)
+            assert count(x.bfloat16()) == 0
         assert count(x.double()) == 0
         assert count(x, stride=2) == 0
         assert count(x[..., :8, :8]) == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.kernels import winograd_time
+from zoo.kernels import winograd, winograd_time
 from zoo.kernels.conv3d import causal_conv3d
 
 
@@ -49,6 +49,8 @@ def test_it_serves_long_clips_in_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPat
         return inside(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(winograd_time, "conv", spy)
+    monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "vectors")
+    monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda: "vectors")
     x = torch.randn(1, 64, 9, 16, 16)
     weight = torch.randn(64, 64, 3, 3, 3, requires_grad=True)
 
@@ -64,4 +66,7 @@ def test_it_serves_long_clips_in_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPat
         assert count(x.bfloat16(), stride=2) == 0
         assert count(x.bfloat16()[:, :, :3]) == 0
         assert count(x.bfloat16()[..., :8, :8]) == 0
+        monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "tiles")
+        assert count(x.bfloat16()) == 0
+    monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "vectors")
     assert count(x.bfloat16()) == 0  # gradients

@@ -23,6 +23,7 @@ from zoo.kernels import norm
 from zoo.kernels.attention import BACKENDS, OVERRIDE, resolve, why_not
 from zoo.kernels.linear_attention import BACKENDS as LINEAR_BACKENDS
 from zoo.kernels.linear_attention import why_not as why_not_linear
+from zoo.kernels.precision import bfloat16_of_cpu
 from zoo.kernels.providers import Call, why_no_xformers
 
 _LIBRARIES = ("triton", "xformers", "mslk-cuda", "diffusers", "transformers", "lightning")
@@ -95,15 +96,21 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+BFLOAT16 = {
+    "tiles": "fast in bfloat16 (AMX)",
+    "vectors": "fast in bfloat16",
+    "slow": "slow in bfloat16",
+}
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """Versions and hardware, in words."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
-        + ("multiplies bfloat16" if fast else "emulates bfloat16 (slow)"),
+        + BFLOAT16[bfloat16_of_cpu()],
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

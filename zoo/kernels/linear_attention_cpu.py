@@ -13,27 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.kernels.precision import bfloat16_of_cpu
+
 _LOG2_E = math.log2(math.e)
 _BLOCK_ELEMENTS = 2**19  # 2 MB of float32; half of that costs wide products, twice the cache
-
-
-@cache
-def _multiplies_bf16() -> bool:
-    # a CPU without such instructions emulates them, some 170 times slower than float32
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     """The dtype of sums and that of the operands of products, for inputs of `dtype`."""
     if dtype == torch.float64:
         return dtype, dtype
-    fast = dtype == torch.bfloat16 and _multiplies_bf16()
+    fast = dtype == torch.bfloat16 and bfloat16_of_cpu() != "slow"
     return torch.float32, dtype if fast else torch.float32
 
 

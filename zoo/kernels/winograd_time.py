@@ -6,7 +6,8 @@ Two output frames of a 3 x kh x kw kernel take four convolutions of frames in pl
     y1 = m1 - m2 - m3        m3 = (x1 - x3) * g2        m2 = (x2 - x1) * (g0 - g1 + g2) / 2
 
 (arXiv 1509.09308, there for rows of a picture.) It is for bfloat16 on a CPU, where winograd.py's
-larger tiles lose their digits and direct convolutions run at the peak of the multipliers.
+larger tiles lose their digits and direct convolutions run at the peak of the multipliers. A CPU
+that is slow in bfloat16 is better off with winograd.py in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PAIRS = 4  # output pairs at once: their temporaries stay small, and oneDNN fills its blocks
+from zoo.kernels.precision import bfloat16_of_cpu
+
+_PAIRS = 2  # output pairs at once: their temporaries stay small
 
 
 def pays(
@@ -23,9 +26,12 @@ def pays(
 ) -> bool:
     """Whether `conv` serves a call and is faster there than a direct convolution.
 
-    Measured: 1.15 to 1.4 times as fast; less than 1 below 100 pixels, no gain for 3 frames.
+    Measured: 1.15 to 1.4 times as fast; less than 1 below 100 pixels, no gain for 3 frames. A CPU
+    with tiles multiplies faster than this could read.
     """
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    if bfloat16_of_cpu() != "vectors":
         return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
