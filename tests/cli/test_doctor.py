@@ -24,7 +24,7 @@ def test_calls_are_those_that_the_nets_make() -> None:
     assert sum(found.values()) == 6  # 3 levels down, the middle, 2 up
     # 6 blocks over 5 latents of 8x8, and from them to the text
     film = calls_of("video_dit_tiny")
-    assert film == {Shape("attention", 1, 6, 320, k, 32, 32): 6 for k in (320, 77)}
+    assert film == {Shape("attention", 1, 6, 80, k, 32, 32): 6 for k in (80, 77)}
     # the middle blocks of encoder and decoder: one head as wide as the channels
     assert calls_of("klvae_image_f8c4") == {Shape("attention", 1, 1, 1024, 1024, 512, 512): 2}
 
