@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from zoo.cli.benchmark import main as benchmark
 from zoo.errors import UserError
+from zoo.metrics.tokenizer_speed import Released
 
 # what the tool calls of the released code, over a net of ours: the same results, other memory
 STAND_IN = """
@@ -92,6 +94,27 @@ def test_speed_beside_a_checkout(
         assert row["output_difference"]["max"] == pytest.approx(error, abs=1e-5)
         assert row["output_difference"]["deviation"] > 0
         assert set(row["peak_memory_bytes"]) == {"ours", "released"}
+
+
+@pytest.mark.parametrize("latents", [1, 3])
+def test_the_released_code_streams_latent_by_latent(latents: int) -> None:
+    """One frame for the first latent, a whole chunk for each other, also in the one-frame warm-up."""
+    seen: list[tuple[int, int, bool]] = []
+
+    class Spy(Released):
+        def __init__(self) -> None:
+            self.net = SimpleNamespace(time_factor=4)
+
+        def _decode(self, z: torch.Tensor, noise: torch.Tensor, *, first: bool) -> torch.Tensor:
+            seen.append((z.shape[2], noise.shape[2], first))
+            return noise
+
+        def _forget(self) -> None:
+            seen.append((0, 0, False))
+
+    z, noise = torch.zeros(1, 16, latents, 2, 2), torch.randn(1, 3, 4 * latents - 3, 16, 16)
+    assert torch.equal(Spy().stream(noise, z, noise), noise)
+    assert seen == [(1, 1, True), *[(1, 4, False)] * (latents - 1), (0, 0, False)]
 
 
 def test_speed_of_a_tokenizer_alone(tmp_path: Path) -> None:

@@ -146,8 +146,9 @@ class Released:
         return y
 
     def stream(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        frames = self.net.time_factor
-        cuts = [noise[:, :, :1], *torch.split(noise[:, :, 1:], frames, dim=2)]
+        first, rest = noise[:, :, :1], noise[:, :, 1:]
+        # torch splits nothing into one piece of nothing
+        cuts = [first, *(rest.split(self.net.time_factor, dim=2) if rest.shape[2] else ())]
         pieces = [
             self._decode(latent, cut, first=number == 0)
             for number, (latent, cut) in enumerate(zip(torch.split(z, 1, dim=2), cuts, strict=True))
