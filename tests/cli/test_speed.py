@@ -98,7 +98,7 @@ def test_speed_beside_a_checkout(
 
 @pytest.mark.parametrize("latents", [1, 3])
 def test_the_released_code_streams_latent_by_latent(latents: int) -> None:
-    """One frame for the first latent, a whole chunk for each other, also in the one-frame warm-up."""
+    """One frame for the first latent, a chunk for each other, also in a warm-up of one."""
     seen: list[tuple[int, int, bool]] = []
 
     class Spy(Released):
