@@ -8,8 +8,8 @@ The first takes a day of a core: 20,000 steps for each of two tokenizers and thr
 Options this script doesn't know go to each training (`--ema.decay 0.995`).
 For each tokenizer: encodes the films, trains `configs/latent_video/emoji_cdt.yaml` once a seed, and
 scores the averaged net at every validation with `zoo benchmark films`, prompts and seeds paired.
-What is done is kept: a stopped run goes on with the same command. Writes report.md, report.json and
-curves.svg to --out.
+What is done is kept: a stopped run goes on with the same command, and seeds whose numbers are in
+--out's report.json aren't run again. Writes report.md, report.json and curves.svg to --out.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def spread(values: list[float]) -> str:
     """Mean over the seeds and its 95 % interval by Student's t."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return f"{mean:.1f} (one seed)"
+        return f"{mean:.3g} (one seed)"
     half = (
         STUDENT.get(len(values) - 1, 2.0) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     )
-    return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.3g} ± {half:.2g}"
 
 
 def value(row: dict[str, Any], metric: str) -> float:
@@ -127,7 +127,7 @@ def report(found: dict[str, dict[int, list[dict[str, Any]]]], out: Path) -> str:
         ends[name] = {m: [scale[m] * value(row, m) for row in last.values()] for m in metrics}
         lines.append(f"| {name} | " + " | ".join(spread(ends[name][m]) for m in metrics) + " |")
         ceiling = next(r for r in next(iter(seeds.values())) if "reconstruction" in r["label"])
-        cells = [f"{scale[m] * value(ceiling, m):.1f}" if m in ceiling else "" for m in metrics]
+        cells = [f"{scale[m] * value(ceiling, m):.3g}" if m in ceiling else "" for m in metrics]
         lines.append(f"| its reconstruction of the real films | {' | '.join(cells)} |")
     first, *others = ends
     for name in others:
@@ -189,17 +189,22 @@ def main() -> None:
 
         options.data = prepare_emoji_anim()[0].parent
     out = options.out.absolute()
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    numbers = out / "report.json"
+    earlier = json.loads(numbers.read_text()) if numbers.is_file() else {}
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {
+        name: {int(seed): rows for seed, rows in earlier.get(name, {}).items()}
+        for name in options.tokenizers
+    }
     for seed in range(options.seeds):
         for tokenizer in options.tokenizers:
-            run = train(tokenizer, seed, options.data.absolute(), out, options)
-            rows = score(run, options.data.absolute(), out, options)
-            found.setdefault(tokenizer, {})[seed] = rows
-            text = report(found, out) if all(len(s) == seed + 1 for s in found.values()) else ""
-            if text:
-                (out / "report.md").write_text(text)
-                (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
-                print(text, flush=True)
+            if seed not in found[tokenizer]:
+                run = train(tokenizer, seed, options.data.absolute(), out, options)
+                found[tokenizer][seed] = score(run, options.data.absolute(), out, options)
+                numbers.write_text(json.dumps(found, indent=1) + "\n")
+        # seeds are paired: one that a tokenizer lacks counts for none
+        text = report({n: {s: r[s] for s in range(seed + 1)} for n, r in found.items()}, out)
+        (out / "report.md").write_text(text)
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
