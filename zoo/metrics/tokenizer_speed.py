@@ -148,7 +148,7 @@ class Released:
     def stream(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         first, rest = noise[:, :, :1], noise[:, :, 1:]
         # torch splits nothing into one piece of nothing
-        cuts = [first, *(rest.split(self.net.time_factor, dim=2) if rest.shape[2] else ())]
+        cuts = [first, *(torch.split(rest, self.net.time_factor, dim=2) if rest.shape[2] else ())]
         pieces = [
             self._decode(latent, cut, first=number == 0)
             for number, (latent, cut) in enumerate(zip(torch.split(z, 1, dim=2), cuts, strict=True))
