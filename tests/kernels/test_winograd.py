@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels.spies import calls_taken
 from zoo.kernels import winograd
 from zoo.kernels.conv3d import causal_conv3d, conv3d
 
@@ -83,24 +84,10 @@ def test_bfloat16_is_rounded_once() -> None:
 def test_winograd_serves_inference_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large calls take it, in bfloat16 where the CPU is slow in that; gradients, strides and small
     calls do not."""
-    taken = []
-    inside = winograd.conv
-
-    def spy(*args: object, **options: object) -> object:
-        taken.append(1)
-        return inside(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(winograd, "conv", spy)
     x, weight = torch.randn(1, 64, 2, 32, 32), torch.randn(64, 64, 1, 3, 3, requires_grad=True)
-
-    def count(x: torch.Tensor, *, stride: int = 1) -> int:
-        taken.clear()
-        y = causal_conv3d(x, weight.to(x.dtype), edge="replicate", space_stride=stride)
-        assert y.shape[2:] == (x.shape[2], x.shape[3] // stride, x.shape[4] // stride)
-        return len(taken)
-
+    count = calls_taken(winograd, weight, monkeypatch)
     with torch.no_grad():
-        assert count(x) == 1
+        assert count(x) == count(x, edge="zeros") == 1
         monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda: "slow")
         assert count(x.bfloat16()) == 1
         for fast in ("vectors", "tiles"):
@@ -112,9 +99,7 @@ def test_winograd_serves_inference_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert count(x[:, :, :1, :, :].expand(-1, -1, 9, -1, -1)[..., :5, :]) == 0  # 5 is not 8
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert count(x) == 0
-        taken.clear()
         plain = F.conv3d(x, weight, padding=(0, 1, 1))
         torch.testing.assert_close(conv3d(x, weight, padding=(0, 1, 1)), plain, atol=1e-3, rtol=0)
-        assert taken == [1]
     assert count(x) == 0
     assert count(x.requires_grad_()) == 0

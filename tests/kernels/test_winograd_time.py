@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels.spies import calls_taken
 from zoo.kernels import winograd, winograd_time
-from zoo.kernels.conv3d import causal_conv3d
 
 
 @pytest.mark.parametrize("frames", [3, 4, 9, 10, 19])
@@ -41,25 +41,11 @@ def test_rounding_in_bfloat16() -> None:
 
 
 def test_it_serves_long_clips_in_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    inside = winograd_time.conv
-
-    def spy(*args: object, **options: object) -> object:
-        taken.append(1)
-        return inside(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(winograd_time, "conv", spy)
     monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "vectors")
     monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda: "vectors")
     x = torch.randn(1, 64, 9, 16, 16)
     weight = torch.randn(64, 64, 3, 3, 3, requires_grad=True)
-
-    def count(x: torch.Tensor, *, stride: int = 1) -> int:
-        taken.clear()
-        y = causal_conv3d(x, weight.to(x.dtype), edge="replicate", space_stride=stride)
-        assert y.shape[2:] == (x.shape[2], x.shape[3] // stride, x.shape[4] // stride)
-        return len(taken)
-
+    count = calls_taken(winograd_time, weight, monkeypatch)
     with torch.no_grad():
         assert count(x.bfloat16()) == 1
         assert count(x) == 0
