@@ -195,6 +195,11 @@ def main() -> None:
         name: {int(seed): rows for seed, rows in earlier.get(name, {}).items()}
         for name in options.tokenizers
     }
+    for rows in (rows for seeds in found.values() for rows in seeds.values()):
+        if (steps := max(row.get("step", 0) for row in rows)) != options.steps:
+            sys.exit(
+                f"{numbers} holds runs of {steps} steps, not {options.steps}: give another --out"
+            )
     for seed in range(options.seeds):
         for tokenizer in options.tokenizers:
             if seed not in found[tokenizer]:

@@ -21,10 +21,10 @@ def bfloat16_of_cpu() -> Literal["tiles", "vectors", "slow"]:
     if torch.cpu._is_amx_tile_supported():
         return "tiles"
     try:
-        vendor = Path("/proc/cpuinfo").read_text()
+        facts = Path("/proc/cpuinfo").read_text()
     except OSError:
-        vendor = ""
-    doubled = torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in vendor
+        facts = ""
+    doubled = torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in facts
     return "vectors" if doubled else "slow"
 
 
