@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -199,9 +198,8 @@ def test_variants_of_speed_do_what_they_say() -> None:
     assert one < tiue < 3 * one
 
 
-def test_compiled_halves_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_halves_do_the_same() -> None:
     """Through dynamo, without the minutes that generating code takes."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     net = TiUEUNet.from_unet(
         toy(
             block_out_channels=(16,),
@@ -211,7 +209,7 @@ def test_compiled_halves_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
     case = Case.of(net, size=4, batch=1)
-    plain, compiled = Halves(net), Halves(net, compiled=True)
+    plain, compiled = Halves(net), Halves(net, compiled="eager")
     for variant in ("parallel", "plain 1"):
         expected = run(variant, plain, case, steps=2)
         assert torch.equal(run(variant, compiled, case, steps=2), expected)

@@ -117,6 +117,33 @@ def test_the_released_code_streams_latent_by_latent(latents: int) -> None:
     assert seen == [(1, 1, True), *[(1, 4, False)] * (latents - 1), (0, 0, False)]
 
 
+def test_what_is_compiled_is_timed_beside_plain_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Traced alone: inductor takes minutes."""
+    arguments = ["speed", "--models", "klvae_video_tiny", "--out", str(tmp_path / "out")]
+    arguments += [
+        "--size",
+        "5x16x16",
+        "--device",
+        "cpu",
+        "--repetitions",
+        "2",
+        "--compile",
+        "eager",
+    ]
+    with pytest.raises(UserError, match="give --parts stream"):
+        benchmark(arguments)
+    assert benchmark([*arguments, "--parts", "stream"]) == 0
+    assert "ours compiled, it: plain" in capsys.readouterr().out
+    run = json.loads((tmp_path / "out" / "speed.json").read_text())["runs"][0]
+    row = run["parts"]["stream"]
+    assert run["compiled"]
+    assert [len(row["seconds"][side]) for side in ("ours", "plain")] == [2, 2]
+    assert row["output_difference"]["max"] < 1e-4
+    assert row["output_difference"]["deviation"] > 0
+
+
 def test_speed_of_a_tokenizer_alone(tmp_path: Path) -> None:
     arguments = ["speed", "--models", "cdt_tiny", "--size", "5x64x64", "--out", str(tmp_path)]
     parts = ["decode", "stream", "train", "train-checkpointing"]
@@ -141,7 +168,7 @@ def test_speed_of_a_tokenizer_alone(tmp_path: Path) -> None:
         (["cdt_tiny", "--size", "4x16x16"], r"4x16x16 doesn't fit cdt_tiny: give 1 \+ a multiple"),
         (["cdt_tiny", "--size", "5x20x16"], "multiples of 8 by 8"),
         (["cdt_tiny", "--against", "nowhere"], "nowhere holds no model/cdt.py"),
-        (["cdt_tiny", "--compile"], "--compile is for UNets"),
+        (["cdt_tiny", "--compile"], "--compile is for a tokenizer.s streaming step"),
         (["tiue_tiny", "--against", "nowhere"], "tiue_tiny is a UNet: leave it out"),
         (["tiue_tiny", "--size", "8x8"], "--size 8x8: give the side"),
         (["tiue_tiny", "--size", "0"], "--size 0: give the side"),

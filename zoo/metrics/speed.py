@@ -20,9 +20,9 @@ TOKENS = {384: 20}  # text length by width: MiniLM's preparation; CLIP's 77 othe
 
 
 class Halves:
-    """A net's halves and its plain forward, compiled if asked."""
+    """A net's halves and its plain forward; `compiled`: by this backend of torch.compile."""
 
-    def __init__(self, net: TiUEUNet, *, compiled: bool = False) -> None:
+    def __init__(self, net: TiUEUNet, *, compiled: str | None = None) -> None:
         self.net = net
 
         def plain(sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ class Halves:
             return out
 
         # a graph for each batch size: one for all sizes would be slower
-        wrap: Any = partial(torch.compile, dynamic=False) if compiled else lambda f, **_: f
+        how = partial(torch.compile, dynamic=False, backend=compiled)
+        wrap: Any = how if compiled else lambda f, **_: f
         self.encode: Callable[..., EncoderFeatures] = wrap(net.encode, fullgraph=True)
         self.decode: Callable[..., Tensor] = wrap(net.decode, fullgraph=True)
         self.plain: Callable[..., Tensor] = wrap(plain)

@@ -20,7 +20,7 @@ from zoo.nets.cdt_unet import CDTConfig, DenoisingUNet
 from zoo.nets.posterior import Posterior
 from zoo.nets.tokenizer import Size, Tokenizer
 from zoo.registry import register
-from zoo.streaming import Carry, name_slots
+from zoo.streaming import Carry, State, name_slots
 
 
 class CDT(Tokenizer):
@@ -40,6 +40,8 @@ class CDT(Tokenizer):
         self.context = ContextDecoder(config)
         self.unet = DenoisingUNet(config)
         self.pca = config.build_pca()
+        # kept, because torch.compile would trace the making of a thousand numbers
+        self._alpha_bars = cosine_alpha_bars(config.timesteps)
         name_slots(self)
 
     def _build_encoder(self) -> nn.Module:
@@ -94,24 +96,37 @@ class CDT(Tokenizer):
             return posterior
         return Posterior(posterior.mean + self.pca.project(x, carry), posterior.logvar)
 
+    def noise_needed(
+        self, z: Tensor, state: State | None, *, steps: int
+    ) -> tuple[Tensor, int] | None:
+        """A frame like those of this chunk, and how many noise fields decoding it draws."""
+        return self._noise_needed(z, state is not None and "begun" in state, steps)
+
+    def _noise_needed(self, z: Tensor, begun: bool, steps: int) -> tuple[Tensor, int]:
+        time, height, width = self.compression
+        frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
+        frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
+        return frame, frames * self._draws(steps)
+
+    def _draws(self, steps: int) -> int:
+        """Noise fields a frame."""
+        return steps if self.config.eta and steps > 1 else 1
+
     def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         contexts, base = self.conditions(z, carry)
-        time, height, width = self.compression
         begun = carry is not None and carry.read("begun") is not None
         if carry:
             carry.write("begun", z.new_empty(z.shape[0], 0))
-        frames = z.shape[2] * time if begun else 1 + (z.shape[2] - 1) * time
-        frame = z.new_empty(z.shape[0], 3, 1, z.shape[3] * height, z.shape[4] * width)
         # all draws of a frame come before those of the next: chunks draw what the whole draws
-        draws = steps if self.config.eta and steps > 1 else 1
-        fields = noise(frame, frames * draws)
+        draws = self._draws(steps)
+        fields = noise(*self._noise_needed(z, begun, steps))
         x = self.config.gamma * fields[:, :, ::draws]
-        alpha_bar = cosine_alpha_bars(self.config.timesteps)
+        alpha_bar = self._alpha_bars
         indices = sampling_indices(self.config.timesteps, steps)
         for step, index in enumerate(indices):
             x0 = self.denoise(
                 x,
-                torch.full((len(x),), index),
+                torch.full((len(x),), index, device=x.device),
                 contexts,
                 base=base,
                 carry=carry.scope(f"step{step}") if carry else None,

@@ -8,7 +8,7 @@ sizes that fit, `_encode` and `_decode`; padding, cropping and streaming are her
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,12 @@ class Tokenizer(Pretrained, ABC):
     @abstractmethod
     def _decode(self, z: Tensor, carry: Carry | None, *, steps: int, noise: Noise) -> Tensor:
         """Pixels of a chunk of latents, not cropped. A diffusion decoder draws from `noise`."""
+
+    def noise_needed(
+        self, z: Tensor, state: State | None, *, steps: int
+    ) -> tuple[Tensor, int] | None:
+        """What decoding this chunk asks of its noise: `like` and `frames`; None: nothing."""
+        return None
 
     def encode(self, x: Tensor) -> Posterior:
         """Encode a whole clip.
@@ -133,13 +139,7 @@ class Tokenizer(Pretrained, ABC):
         steps: int,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, State]:
-        if z.ndim != 5 or z.shape[1] != self.latent_channels or z.shape[2] < 1:
-            raise UserError(
-                f"latents of shape {tuple(z.shape)} don't fit this net: "
-                f"give [B,{self.latent_channels},t,h,w] with t >= 1"
-            )
-        if steps < 1:
-            raise UserError(f"steps = {steps}: a decoder needs at least 1 sampling step")
+        self.check_latents(z, steps=steps)
         if size is not None:
             t, h, w = self.compression
             most = (1 + (z.shape[2] - 1) * t, z.shape[3] * h, z.shape[4] * w)
@@ -147,6 +147,16 @@ class Tokenizer(Pretrained, ABC):
                 raise UserError(f"size {tuple(size)} is outside what these latents hold, {most}")
         x = self._decode(z, carry, steps=steps, noise=generator_noise(generator))
         return x, {} if carry is None else carry.state
+
+    def check_latents(self, z: Tensor, *, steps: int) -> None:
+        """Raise UserError unless this net decodes latents of this shape in so many steps."""
+        if z.ndim != 5 or z.shape[1] != self.latent_channels or z.shape[2] < 1:
+            raise UserError(
+                f"latents of shape {tuple(z.shape)} don't fit this net: "
+                f"give [B,{self.latent_channels},t,h,w] with t >= 1"
+            )
+        if steps < 1:
+            raise UserError(f"steps = {steps}: a decoder needs at least 1 sampling step")
 
     @torch.no_grad()
     def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -181,12 +191,14 @@ class Tokenizer(Pretrained, ABC):
         size: Size | None = None,
         steps: int = 1,
         generator: torch.Generator | None = None,
+        step: Callable[..., tuple[Tensor, State]] | None = None,
     ) -> Iterator[Tensor]:
         """Pixels of a stream of latents, in constant memory.
 
         Args:
             latents: consecutive pieces [B,c,t_i,h,w].
             size, steps, generator: as for `decode`; T of `size` is the whole stream's.
+            step: decodes a chunk: `zoo.compiled.CompiledStep(self)`; None is `decode_step`.
 
         Yields:
             [B,3,T_i,H,W]; together what `decode` of the whole gives, the same noise included.
@@ -199,7 +211,7 @@ class Tokenizer(Pretrained, ABC):
         state: State | None = None
         left = None if size is None else size[0]
         for z in latents:
-            x, state = self.decode_step(z, state, steps=steps, generator=generator)
+            x, state = (step or self.decode_step)(z, state, steps=steps, generator=generator)
             if size is not None and left is not None:
                 x = crop(x, (min(left, x.shape[2]), size[1], size[2]))
                 left -= x.shape[2]

@@ -35,6 +35,7 @@ EXAMPLES = """examples:
 
   zoo benchmark speed --models cdt_small cdt_base --size 17x128x128
   zoo benchmark speed --models cdt_small --against CHECKOUT --dtype fp32 bf16 --parts decode stream
+  zoo benchmark speed --models cdt_small --parts stream --compile   # beside its plain calls
 
 Presets run with random weights, which cost the same. Variants take turns in every repetition, so
 ratios hold where seconds drift. Without --size a CPU measures 32x32 latents, a GPU the net's own,
@@ -64,7 +65,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help="default fp32; GPU bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repetitions", type=int, default=20 if gpu else 3)
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="torch.compile; of streams on CUDA also CUDA graphs",
+    )
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     options = parser.parse_args(arguments)
@@ -92,8 +99,8 @@ def main(arguments: Sequence[str]) -> int:
     if tokenizers and len(tokenizers) < len(names):
         raise UserError(f"--models mixes tokenizers ({tokenizers[0]}) and UNets: run them apart")
     if tokenizers:
-        if options.compile:
-            raise UserError("--compile is for UNets: tokenizers gain nothing from it on a CPU")
+        if options.compile and options.parts != ["stream"]:
+            raise UserError("--compile is for a tokenizer's streaming step: give --parts stream")
         from zoo.cli.benchmarks.tokenizer_speed import measure
 
         return _write(measure(tokenizers, options, dtypes), options)
@@ -131,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
                     "own_size": own,
                     "dtype": dtype,
                     "batch": batch,
-                    "compiled": options.compile,
+                    "compiled": options.compile is not None,
                     "flops_plain_pass": counted[size][0],
                     "flops_tiue": counted[size][1],
                     "flops_own_size": counted[own],

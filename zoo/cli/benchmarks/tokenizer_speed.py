@@ -1,10 +1,13 @@
-"""The tokenizers' half of `zoo benchmark speed`: ours, alone or in turn with the released CDT."""
+"""The tokenizers' half of `zoo benchmark speed`: ours, alone or in turn with another side.
+
+The other side is the released CDT (--against), or our own plain calls where ours are compiled.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from statistics import median
 from typing import Any
@@ -103,7 +106,11 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
     from zoo.metrics.tokenizer_speed import Worker
 
     label = f"{config['model']} {'x'.join(map(str, config['size']))} {config['dtype']}"
-    sides = {"ours": ""} | ({"released": str(options.against.resolve())} if options.against else {})
+    sides: dict[str, dict[str, Any]] = {"ours": {"checkout": "", "compiled": options.compile}}
+    if options.against:
+        sides["released"] = {"checkout": str(options.against.resolve()), "compiled": None}
+    elif options.compile:
+        sides["plain"] = {"checkout": "", "compiled": None}
     parts: dict[str, list[str]] = {
         part: [s for s in sides if s == "ours" or part != "train-checkpointing"]
         for part in options.parts
@@ -118,7 +125,7 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
         seconds: dict[str, dict[str, list[float]]] = {}
         busy: dict[str, dict[str, list[float]]] = {}
         memory: dict[str, dict[str, int | None]] = {part: {} for part in parts}
-        workers = {s: Worker(common | {"checkout": path}) for s, path in sides.items()}
+        workers = {s: Worker(common | side) for s, side in sides.items()}
         try:
             outputs = _interleaved(
                 workers, parts, options.repetitions, seconds, busy, lambda: bar.advance(task)
@@ -126,8 +133,8 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
         finally:
             for worker in workers.values():
                 worker.close()
-        for side, path in sides.items():
-            worker = Worker(common | {"checkout": path}, exact_memory=True)
+        for side, settings in sides.items():
+            worker = Worker(common | settings, exact_memory=True)
             try:
                 for part in (p for p, measured in parts.items() if side in measured):
                     memory[part][side] = worker.ask(f"memory {part}")["bytes"]
@@ -138,6 +145,7 @@ def _measure(config: dict[str, Any], options: Any) -> dict[str, Any]:
         return config | {
             # the folder of another machine says nothing: its name alone
             "against": options.against.resolve().name if options.against else None,
+            "compiled": options.compile is not None,
             "parts": {
                 part: {
                     "seconds": seconds[part],
@@ -181,32 +189,40 @@ def _interleaved(
     return outputs
 
 
+def _other(sides: Iterable[str]) -> str | None:
+    """The side that ours is compared with."""
+    return next((side for side in sides if side != "ours"), None)
+
+
 def _ratios(seconds: dict[str, list[float]]) -> list[float]:
     """How many times as fast ours is, repetition by repetition."""
-    if not seconds.get("released"):
+    other = _other(seconds)
+    if other is None or not seconds[other]:
         return []
-    return [b / a for a, b in zip(seconds["ours"], seconds["released"], strict=True)]
+    return [b / a for a, b in zip(seconds["ours"], seconds[other], strict=True)]
 
 
 def _difference(outputs: dict[str, str]) -> dict[str, float] | None:
-    """Largest and root-mean-square difference, and the deviation of the released output."""
-    if len(outputs) < 2:
+    """Largest and root-mean-square difference, and the deviation of the other side's output."""
+    other = _other(outputs)
+    if other is None:
         return None
-    ours, released = (torch.load(outputs[s], weights_only=True) for s in ("ours", "released"))
-    error = ours - released
+    ours, its = (torch.load(outputs[s], weights_only=True) for s in ("ours", other))
+    error = ours - its
     return {
         "max": float(error.abs().max()),
         "rms": float(error.square().mean().sqrt()),
-        "deviation": float(released.std()),
+        "deviation": float(its.std()),
     }
 
 
 def _show(run: dict[str, Any]) -> None:
-    against = run["against"] is not None
+    other = _other(next(iter(run["parts"].values()))["seconds"])
     title = f"{run['model']}, {'x'.join(map(str, run['size']))}, {run['dtype']}, "
-    title += f"batch {run['batch']}"
+    title += f"batch {run['batch']}" + (", ours compiled" if run["compiled"] else "")
+    title += f", it: {other}" if other else ""
     table = Table("part", "ours s", "MB above weights", "TFLOPs", title=title)
-    if against:
+    if other:
         for column in ("its s", "its MB", "times as fast (range)", "by processor's seconds"):
             table.add_column(column)
         table.add_column("memory")
@@ -215,13 +231,13 @@ def _show(run: dict[str, Any]) -> None:
         peak = row["peak_memory_bytes"]
         cells = [part, f"{row['median_seconds']['ours']:.2f}", _megabytes(peak.get("ours"))]
         cells.append(f"{row['flops'] / 1e12:.2f}" if row["flops"] else "")
-        if against and row["ratios"]:
+        if other and row["ratios"]:
             cells += [
-                f"{row['median_seconds']['released']:.2f}",
-                _megabytes(peak["released"]),
+                f"{row['median_seconds'][other]:.2f}",
+                _megabytes(peak[other]),
                 _spread(row["ratios"]),
                 _spread(row["processor_ratios"]),
-                f"{peak['ours'] / peak['released']:.0%}" if peak["released"] else "",
+                f"{peak['ours'] / peak[other]:.0%}" if peak[other] else "",
                 f"{row['output_difference']['max']:.1e}",
             ]
         table.add_row(*cells)
