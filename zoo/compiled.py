@@ -1,8 +1,8 @@
 """A tokenizer's streaming step through torch.compile and, on CUDA, as a CUDA graph.
 
 A stream decodes chunk after chunk of one shape, so what it pays to launch each kernel can be paid
-once, and elementwise passes can be fused. Compiling takes minutes. On a CPU it pays for narrow nets;
-from 64 channels on the zoo's own convolutions there, which torch.compile doesn't use, count for more.
+once, and elementwise passes can be fused. Compiling takes minutes. On a CPU that is for narrow nets:
+torch.compile doesn't use the zoo's own convolutions, which begin at 64 channels.
 """
 
 from __future__ import annotations
