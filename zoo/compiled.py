@@ -1,7 +1,7 @@
 """A tokenizer's streaming step through torch.compile and, on CUDA, as a CUDA graph.
 
-A stream decodes chunk after chunk of one shape, so what it pays to launch each kernel can be paid
-once, and elementwise passes can be fused. Compiling takes minutes. On a CPU that is for narrow nets:
+A stream decodes chunk after chunk of one shape: what launching its kernels costs can be paid once,
+and elementwise passes can be fused. Compiling takes minutes. On a CPU that is for narrow nets:
 torch.compile doesn't use the zoo's own convolutions, which begin at 64 channels.
 """
 
