@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -203,3 +205,28 @@ def test_yaml_configures_it_without_touching_the_disk(tmp_path: Path) -> None:
     assert built.train.short_side == (64, 80)
     with pytest.raises(UserError, match="/no/such/folder"):
         built.prepare_data()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("call", "returned"), [("begin_worker(0)", True), ("None", False)])
+def test_loading_processes_return_memory_that_training_keeps(call: str, returned: bool) -> None:
+    """A loader forked from a training has its allocator's settings: freed clips would pile up."""
+    script = f"""
+import torch
+from zoo.data.datamodule import begin_worker
+from zoo.kernels.allocator import keep_memory
+from zoo.metrics.loader_speed import resident_mb
+torch.cuda.is_available = lambda: False
+keep_memory()
+{call}
+before = resident_mb()
+clips = [torch.ones(2**20) for _ in range(50)]
+held = resident_mb() - before
+del clips
+print(held, resident_mb() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    held, left = map(float, done.stdout.split())
+    assert held > 180
+    assert (left < 20) == returned

@@ -3,7 +3,8 @@
     python -m tests.scripts.loader_memory FOLDER --clips 10000 --out loader_memory.json
 
 Films of FOLDER are cut into shards, clips of 17x128x128 are read by `ShardSource` in the order of
-its epochs, without torch's threads. The first tenth is not counted: caches and buffers fill there.
+its epochs, as in a loading process of a training (`begin_worker`). The first tenth is not counted:
+caches and buffers fill there.
 In use is what malloc has handed out: a leak grows it, fragments grow the resident memory alone.
 """
 
@@ -17,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
+from zoo.data.datamodule import begin_worker
 from zoo.data.shard_source import ShardSource
 from zoo.data.shard_writer import ShardSettings, shard_folder
 from zoo.metrics.loader_speed import of_source, resident_mb
@@ -46,7 +46,7 @@ def in_use_mb() -> float:
 
 def measure(folder: Path, *, clips: int, points: int = 20) -> dict[str, object]:
     """Read `clips` clips; the resident megabytes at `points` places."""
-    torch.set_num_threads(1)
+    begin_worker(0)
     rows, used = [], []
     with tempfile.TemporaryDirectory() as scratch:
         shard_folder(folder, Path(scratch), ShardSettings())

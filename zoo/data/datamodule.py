@@ -18,6 +18,7 @@ from zoo.data.batch import Batch, Sample, collate
 from zoo.data.mixture import Mixture
 from zoo.data.source import Source
 from zoo.errors import UserError
+from zoo.kernels.allocator import return_memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -245,12 +246,14 @@ class ZooDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=begin_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _one_thread(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """Set up a loading process: one thread, and memory that stays flat over any number of clips."""
     # As many workers as cores are started; torch would give each of them all cores again.
     torch.set_num_threads(1)
+    return_memory()

@@ -18,21 +18,24 @@ def keep_memory() -> None:
     many operations on them (adding two 71 MB tensors: 47 ms before, 26-36 ms after). Memory stays
     reserved until the process ends. Does nothing without glibc, or where CUDA does the work.
     """
-    _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28})
+    if not torch.cuda.is_available():
+        _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28})
 
 
 def return_memory() -> None:
-    """For streams: let glibc return every large tensor, so that memory stays flat.
+    """For streams and loading processes: let glibc return every large tensor, so memory stays flat.
 
     Its own threshold grows with what is freed, and the heap then fragments: the peak of a
-    2,000-frame reconstruction was 1.10 times that of a 200-frame one, with this 1.00 times.
-    Does nothing without glibc, or where CUDA does the work.
+    2,000-frame reconstruction was 1.10 times that of a 200-frame one, with this 1.00 times, and a
+    loader grew by 31 MB over 10,000 clips. A process forked from one that keeps memory returns its
+    own. Does nothing without glibc.
     """
-    _mallopt({_M_MMAP_THRESHOLD: 2**18})
+    defaults = {_M_MMAP_MAX: 2**16, _M_TRIM_THRESHOLD: 2**17, _M_TOP_PAD: 2**17}
+    _mallopt(defaults | {_M_MMAP_THRESHOLD: 2**18})
 
 
 def _mallopt(settings: dict[int, int]) -> None:
-    if not sys.platform.startswith("linux") or torch.cuda.is_available():
+    if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
