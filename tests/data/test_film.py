@@ -101,6 +101,28 @@ def test_a_variable_rate_is_recognised(tmp_path: Path, encode: Encode) -> None:
             assert float(film.info.rate) == pytest.approx(30, rel=0.05)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["decodable", "damaged"])
+def test_frames_of_one_moment(kept: bool, tmp_path: Path, encode: Encode) -> None:
+    """Found by tools/fuzz.py, round 6736: every time stamp 0, and nothing to decode."""
+    path = tmp_path / "film.mkv"
+    with av.open(encode(tmp_path / "whole.mkv", greys(2))) as whole, av.open(path, "w") as film:
+        stream = film.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                moved = av.Packet(bytes(packet) if kept else bytes(packet.size))
+                moved.stream, moved.time_base = stream, packet.time_base
+                moved.pts = moved.dts = 0
+                moved.is_keyframe = packet.is_keyframe
+                film.mux(moved)
+    if kept:
+        with open_film(path) as read:
+            assert len(list(read)) >= 1
+        return
+    for start, said in ((0.0, "holds no frame that can be decoded"), (0.01, "film.mkv")):
+        with pytest.raises(UserError, match=said):
+            open_film(path, start=start)
+
+
 def test_rotated_films_come_out_upright(tmp_path: Path, encode: Encode) -> None:
     image = np.zeros((32, 64, 3), np.uint8)
     image[:, :32] = 200

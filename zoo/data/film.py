@@ -230,7 +230,8 @@ def _of_header(path: Path) -> FilmInfo:
     if len(gaps) and (variable or not counted):
         # Headers without a frame count guess the rate; some name the finest one, not the mean.
         mean = float(gaps.mean() * base)
-        if abs(mean * float(rate) - 1) > max(0.01, float(base / (len(gaps) * mean))):
+        # damaged films may show every frame at once: such times say nothing
+        if mean > 0 and abs(mean * float(rate) - 1) > max(0.01, float(base / (len(gaps) * mean))):
             rate = Fraction(1 / mean).limit_denominator(1001)
     if frames is None and duration is not None:
         frames = max(1, round(duration * rate))
@@ -274,12 +275,14 @@ def _nothing(
         reason = f" ({reader.reason})" if reader.reason else ""
     else:
         end, some, reason = probe(path).duration, True, ""
-    if not some:
+    if not some or (start == 0 and duration is None):
         return UserError(f"{path} holds no frame that can be decoded{reason}; replace the file")
     if start >= end - 1e-3:
         return UserError(
             f"a start of {start:g} s is behind the end of {path}: it lasts {end:.2f} s"
         )
+    if duration is None:
+        return UserError(f"{path} has no frame from {start:g} s on; ask for an earlier start")
     return UserError(
         f"{path} has no frame from {start:g} s on for {duration:g} s; ask for a longer duration"
     )
