@@ -160,3 +160,18 @@ def test_broken_captions_alone(tmp_path: Path, lines: str, said: str) -> None:
     (tmp_path / "c.jsonl").write_text(lines)
     with pytest.raises(UserError, match=said):
         Captions(str(tmp_path / "c.jsonl")).prepare()
+
+
+def test_prepared_data_is_found_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    for source in (CaptionedPictures("prepared:emoji/x.tar"), Captions("prepared:emoji/x.tar")):
+        with pytest.raises(UserError, match=r"data\.py prepare emoji"):
+            source.prepare()
+    place = tmp_path / "data" / "emoji"
+    place.mkdir(parents=True)
+    (place / "x.txt").write_text("red apple\n")
+    captions = Captions("prepared:emoji/x.txt")
+    captions.prepare()
+    assert captions.prompts == ["red apple"]

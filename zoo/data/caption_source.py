@@ -12,7 +12,7 @@ from zoo.data.batch import Sample
 from zoo.data.cache import Facts
 from zoo.data.captioned import CaptionedPictures
 from zoo.data.captions import read_captions
-from zoo.data.source import File, Source
+from zoo.data.source import File, Source, local
 
 
 class Captions(Source):
@@ -60,7 +60,7 @@ class Captions(Source):
         if self.prepared:
             return
         assert isinstance(self.root, str)
-        path = Path(self.root).expanduser()
+        path = local(self.root)
         if path.is_dir() or path.suffix == ".tar":
             pictures = CaptionedPictures(self.root, drop=self.drop, styles=self.styles)
             prompts = pictures.read_prompts()

@@ -16,7 +16,7 @@ from zoo.data.batch import Sample
 from zoo.data.cache import Facts
 from zoo.data.limits import DAMAGE, open_image
 from zoo.data.pictures import IMAGE_SUFFIXES, to_rgb
-from zoo.data.source import File, Source
+from zoo.data.source import File, Source, local
 from zoo.data.transforms import resize_short_side
 from zoo.errors import UserError
 
@@ -108,7 +108,7 @@ class CaptionedPictures(Source):
 
     def _find(self) -> dict[str, Path]:
         assert isinstance(self.root, str)
-        place = Path(self.root).expanduser().absolute()
+        place = local(self.root).absolute()
         if place.is_dir():
             rows = _folder_rows(place)
         elif place.is_file():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from zoo.assets import GROUPS, cache_root, fetch, fetch_group
 from zoo.data.batch import Sample
 from zoo.data.cache import Facts, index_files
 from zoo.data.transforms import to_pixels
@@ -26,6 +27,7 @@ from zoo.errors import RunError, UserError
 
 _ATTEMPTS = 16  # other samples tried in the place of one that can't be read
 _ASSET = "asset:"
+_PREPARED = "prepared:"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Source(Dataset[Sample], ABC):
     """Base of all sources: finds files, sets broken ones aside, replaces what can't be read.
 
     Args:
-        root: a folder (searched with its subfolders), a file, `asset:NAME` or `asset:GROUP`, or
+        root: a folder (searched with its subfolders), a file, `asset:NAME` or `asset:GROUP`,
+            `prepared:NAME/...` (what `zoo data prepare NAME` has made), or
             a list of these.
         size: pixels of both sides of a sample.
         short_side: pixels the shorter side is scaled to before cropping, at least `size`; in
@@ -251,10 +254,7 @@ class Source(Dataset[Sample], ABC):
 
     def _index_name(self) -> str:
         roots = [self.root] if isinstance(self.root, str) else self.root
-        names = [
-            root if root.startswith(_ASSET) else str(Path(root).expanduser().resolve())
-            for root in roots
-        ]
+        names = [root if root.startswith(_ASSET) else str(local(root).resolve()) for root in roots]
         return " ".join([type(self).__name__, *names])
 
     def _find(self) -> dict[str, Path]:
@@ -287,13 +287,28 @@ class Source(Dataset[Sample], ABC):
         return files
 
 
+def local(root: str) -> Path:
+    """A path as configs write it: `~` is the home, `prepared:` what `zoo data prepare` has made.
+
+    Raises:
+        UserError: it isn't prepared.
+    """
+    if not root.startswith(_PREPARED):
+        return Path(root).expanduser()
+    name = root.removeprefix(_PREPARED)
+    place = cache_root() / "data" / name
+    if not place.exists():
+        dataset = name.partition("/")[0]
+        raise UserError(
+            f"{root} isn't at {place}: run python tools/data.py prepare {dataset}, or give another"
+        )
+    return place
+
+
 def _places(root: str) -> list[Path]:
     if not root.startswith(_ASSET):
-        return [Path(root).expanduser().absolute()]
-    # Imported late: most runs need no asset, and asking for one may download it.
-    from zoo import assets
-
+        return [local(root).absolute()]
     name = root.removeprefix(_ASSET)
-    if name in assets.GROUPS:
-        return [path.absolute() for path in assets.fetch_group(name).values()]
-    return [assets.fetch(name).absolute()]
+    if name in GROUPS:
+        return [path.absolute() for path in fetch_group(name).values()]
+    return [fetch(name).absolute()]
