@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from zoo.data.batch import Batch
-from zoo.data.datamodule import EpochSampler, ZooDataModule
+from zoo.data.batch import Batch, Sample
+from zoo.data.datamodule import EpochSampler, ZooDataModule, _Collate
 from zoo.data.sources import VideoFolder
 from zoo.errors import RunError, UserError
 
@@ -208,12 +208,12 @@ def test_yaml_configures_it_without_touching_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("call", "returned"), [("begin_worker(0)", True), ("None", False)])
+@pytest.mark.parametrize(("call", "returned"), [("_begin_worker(0)", True), ("None", False)])
 def test_loading_processes_return_memory_that_training_keeps(call: str, returned: bool) -> None:
     """A loader forked from a training has its allocator's settings: freed clips would pile up."""
     script = f"""
 import torch
-from zoo.data.datamodule import begin_worker
+from zoo.data.datamodule import _begin_worker
 from zoo.kernels.allocator import keep_memory
 from zoo.metrics.loader_speed import resident_mb
 torch.cuda.is_available = lambda: False
@@ -230,3 +230,15 @@ print(held, resident_mb() - before)
     held, left = map(float, done.stdout.split())
     assert held > 180
     assert (left < 20) == returned
+
+
+@pytest.mark.parametrize("worker", [True, False])
+def test_loading_processes_trim_their_heap(worker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr("zoo.data.datamodule.trim_memory", lambda: trims.append(1))
+    monkeypatch.setattr("zoo.data.datamodule.get_worker_info", lambda: object() if worker else None)
+    collate_batch = _Collate()
+    for _ in range(1100):
+        batch = collate_batch([Sample(torch.zeros(3), "", "a")] * 2)
+    assert batch.pixels.shape == (2, 3)
+    assert len(trims) == (4 if worker else 0)

@@ -215,9 +215,9 @@ def _work(load: Load, numbers: range, answer: Connection) -> None:
         answer.send(f"{type(error).__name__}: {error}")
 
 
-def resident_mb() -> float:
-    """Megabytes of this process that are in memory (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident_mb(process: int | str = "self") -> float:
+    """Megabytes of a process (its number; this one) that are in memory (Linux)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1000
     return float("nan")
