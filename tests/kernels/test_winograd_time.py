@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.kernels.spies import calls_taken
 from zoo.kernels import winograd, winograd_time
+from zoo.kernels.conv3d import causal_conv3d
 
 
 @pytest.mark.parametrize("frames", [3, 4, 9, 10, 19])
@@ -52,7 +54,41 @@ def test_it_serves_long_clips_in_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPat
         assert count(x.bfloat16(), stride=2) == 0
         assert count(x.bfloat16()[:, :, :3]) == 0
         assert count(x.bfloat16()[..., :8, :8]) == 0
+        few = calls_taken(winograd_time, weight[:8], monkeypatch)
+        assert few(x.bfloat16()) == 0
         monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "tiles")
         assert count(x.bfloat16()) == 0
     monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "vectors")
     assert count(x.bfloat16()) == 0  # gradients
+
+
+@pytest.mark.parametrize("frames", [3, 4, 9, 10])
+def test_a_still_beginning_takes_one_product(frames: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, frames, 6, 7, dtype=torch.float64)
+    x[:, :, 1:3] = x[:, :, :1]
+    weight, bias = torch.randn(6, 5, 3, 3, 3).double(), torch.randn(6).double()
+    wanted = F.conv3d(x, weight, bias, padding=(0, 1, 1))
+    found = winograd_time.conv(x, weight, bias, padding=(1, 1), still=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_repeated_frames_are_told_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream's beginning is still where its first frame is repeated, and nowhere else."""
+    monkeypatch.setattr(winograd_time, "bfloat16_of_cpu", lambda: "vectors")
+    monkeypatch.setattr(winograd, "bfloat16_of_cpu", lambda: "vectors")
+    told: list[bool] = []
+    inside = winograd_time.conv
+
+    def spy(*args: Tensor, still: bool, **options: object) -> Tensor:
+        told.append(still)
+        return inside(*args, still=still, **options)
+
+    monkeypatch.setattr(winograd_time, "conv", spy)
+    x, weight = torch.randn(1, 32, 9, 16, 16).bfloat16(), torch.randn(32, 32, 3, 3, 3).bfloat16()
+    front = torch.randn(1, 32, 2, 16, 16).bfloat16()
+    with torch.no_grad():
+        causal_conv3d(x, weight, edge="replicate")
+        causal_conv3d(x, weight, edge="zeros")
+        causal_conv3d(x, weight, edge="replicate", front=front)
+    assert told == [True, False, False]

@@ -25,6 +25,7 @@ def conv3d(
     stride: tuple[int, int, int] = (1, 1, 1),
     padding: tuple[int, int, int] = (0, 0, 0),
     before: int = 0,
+    still: bool = False,
     limit: int = INDEX_LIMIT,
 ) -> Tensor:
     """`F.conv3d`, in pieces of the batch and of time where input or output pass `limit` elements.
@@ -38,6 +39,7 @@ def conv3d(
         bias: [C'].
         stride, padding: time, height, width; time can't be padded where pieces are needed.
         before: frames of zeros in front of the first.
+        still: whether the frames that the first output sees are one and the same.
         limit: elements above which the work is split.
 
     Returns:
@@ -51,9 +53,9 @@ def conv3d(
     if exporting:
         return F.conv3d(x, weight, bias, stride, padding)
     if winograd_time.pays(x, weight, stride, padding):
-        return winograd_time.conv(x, weight, bias, padding=padding[1:])
+        return winograd_time.conv(x, weight, bias, padding=padding[1:], still=still)
     if x.device.type == "cpu" and len(weight) < 8 and weight.shape[4] > 3 and stride[2] == 1:
-        return _narrow(x, weight, bias, stride, padding, limit)
+        return _narrow(x, weight, bias, stride, padding, still, limit)
     kernel = weight.shape[2:]
     size = [
         (n + 2 * p - k) // s + 1
@@ -86,6 +88,7 @@ def _narrow(
     bias: Tensor | None,
     stride: tuple[int, int, int],
     padding: tuple[int, int, int],
+    still: bool,
     limit: int,
 ) -> Tensor:
     """`conv3d` to a few channels: the columns of the kernel as channels, summed afterwards.
@@ -95,7 +98,7 @@ def _narrow(
     out_channels, _, _, _, columns = weight.shape
     x = F.pad(x, (padding[2], padding[2])) if padding[2] else x
     apart = weight.movedim(4, 0).flatten(0, 1)[..., None]
-    y = conv3d(x, apart, stride=stride, padding=(*padding[:2], 0), limit=limit)
+    y = conv3d(x, apart, stride=stride, padding=(*padding[:2], 0), still=still, limit=limit)
     width = y.shape[4] - columns + 1
     # half-precision parts are summed in float32
     total = torch.zeros((), device=y.device, dtype=torch.promote_types(y.dtype, torch.float32))
@@ -137,7 +140,7 @@ def causal_conv3d(
     kt, kh, kw = weight.shape[2:]
     stride = (1, space_stride, space_stride)
     inside = (0, kh // 2, kw // 2)
-    before = 0
+    before, still = 0, False
     if front is not None:
         x = join(front, x)
     elif kt > 1:
@@ -146,8 +149,10 @@ def causal_conv3d(
         # one call for time and space: half the copies of one after the other
         around = (kw // 2, kw // 2, kh // 2, kh // 2, before, 0)
         x = F.pad(x, around, mode="replicate") if any(around) else x
-        inside, before = (0, 0, 0), 0
-    return conv3d(x, weight, bias, stride=stride, padding=inside, before=before, limit=limit)
+        inside, before, still = (0, 0, 0), 0, before > 0
+    return conv3d(
+        x, weight, bias, stride=stride, padding=inside, before=before, still=still, limit=limit
+    )
 
 
 def nearest_then_conv(

@@ -112,6 +112,15 @@ class LightBlock(nn.Module):
         return y
 
 
+def add_to(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, without gradients in the memory of `x`, which nobody else may read.
+
+    On a CPU fresh memory for a whole clip costs several times the addition.
+    """
+    in_place = not torch.is_grad_enabled() and x.dtype == y.dtype
+    return x.add_(y) if in_place else x + y
+
+
 class Recomputed(nn.Module):
     """A layer whose inner activations can be recomputed in the backward pass instead of kept."""
 
@@ -183,9 +192,9 @@ class ResnetBlock(Recomputed):
         h: Tensor = self.block1(x, carry)
         if self.time_mlp is not None:
             assert time is not None
-            h = h + self.time_mlp(time)[:, :, None, None, None]
+            h = add_to(h, self.time_mlp(time)[:, :, None, None, None])
         h = self.block2(h, carry)
-        return h + (x if self.skip is None else self.skip(x))
+        return add_to(h, x if self.skip is None else self.skip(x))
 
 
 class FrameAttention(Recomputed):
@@ -218,8 +227,8 @@ class FrameAttention(Recomputed):
                 project = (to_out @ to_v).mT
             out = linear_attention(q, k, tokens.to(q.dtype), project=project)
             assert self.to_out.bias is not None
-            out = out + self.to_out.bias.to(out.dtype)
-        return x + rearrange(out, "b t (h w) c -> b c t h w", h=height)
+            out = add_to(out, self.to_out.bias.to(out.dtype))
+        return add_to(rearrange(out, "b t (h w) c -> b c t h w", h=height), x)
 
 
 class SpaceDown(nn.Module):
