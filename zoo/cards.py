@@ -15,6 +15,9 @@ _TITLES = {
     "psnr": "PSNR dB",
     "ssim": "SSIM",
     "lpips": "LPIPS-Alex",
+    "FVD-TransNetV2": "FVD-TransNetV2",
+    "FVD": "FVD",
+    "film_flicker": "flicker",
     "diversity": "diversity (LPIPS)",
 }
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "diversity": 3}
@@ -66,7 +69,17 @@ def _spdx(licence: str) -> str:
 
 
 def _snippet(m: Metrics) -> list[str]:
-    if is_generator(m):
+    kinds = {table["kind"] for table in m["metrics"]}
+    if "films" in kinds:
+        return [
+            "import torch",
+            "from zoo.video_pipeline import VideoPipeline",
+            "",
+            f'pipe = VideoPipeline.from_pretrained("{m["name"]}")',
+            'chunks = pipe.films(["woman running"], frames=17, seeds=[0])',
+            "film = torch.cat(list(chunks), dim=2)  # [1,3,17,64,64] near [-1,1]",
+        ]
+    if "generation" in kinds:
         return [
             "from zoo.open_pipeline import open_pipeline",
             "",
@@ -84,14 +97,17 @@ def _snippet(m: Metrics) -> list[str]:
     ]
 
 
-def is_generator(metrics: Metrics) -> bool:
-    """Whether the model makes pictures of prompts."""
-    return any(table["kind"] == "generation" for table in metrics["metrics"])
-
-
 def _measured(table: Metrics) -> Iterator[str]:
     data = table["data"]
-    if table["kind"] == "generation":
+    if table["kind"] == "films":
+        rules = table["protocol"]
+        yield (
+            f"{rules['prompts']} captions of {data['name']}, {rules['repeats']} films each of "
+            f"{rules['frames']}x{rules['size']}x{rules['size']}, {rules['steps']} steps a chunk, "
+            f"guidance {rules['guidance']:g}, against {data['count']} real films. Flicker: second "
+            "difference in time, in grey levels, to be compared with the real films'."
+        )
+    elif table["kind"] == "generation":
         yield (
             f"{data['count']} prompts of {data['prompts']} against {data['reference_count']} "
             f"pictures ({data['reference']}); seed {table['protocol']['seed']}; diversity on "
@@ -178,7 +194,8 @@ def model_table(models: Sequence[Metrics]) -> str:
         row = next(r for r in table["rows"] if r["label"] == table["row"])
         data = table["data"]
         where = data.get("name", data.get("prompts", ""))
-        count = f"{where}, {data['count'] if 'count' in data else table_clips(row)}"
+        known = "count" in data and table["kind"] != "films"
+        count = f"{where}, {data['count'] if known else table_clips(row)}"
         kid = next((c for c in _columns([row]) if "KID" in c[1]), None)
         cells = (
             f"[{m['name']}](checkpoints/{m['name']}/README.md)",

@@ -22,14 +22,17 @@ from zoo.benchmark.generation.models import generators
 from zoo.benchmark.models import candidate
 from zoo.benchmark.results import versions
 from zoo.cards import card
+from zoo.data.latents import fingerprint
 from zoo.errors import UserError
 from zoo.remote import sha256, weights_of
+from zoo.video_pipeline import VideoPipeline
 
 ABOUT = ("licence", "title", "use", "data", "limits")
 """What people write of a model (checkpoints/about.yaml); the rest of a card is measured."""
 
 LOG = "training.csv"
 VARIANTS = "variants"
+_DISTANCE = ("network", "kid_name", "kid", "kid_std", "frechet", "samples")
 _KEPT = ("label", "steps", "baseline", "parameters", "metrics", "difference")
 
 
@@ -235,11 +238,12 @@ def _table(staged: Path, path: Path) -> dict[str, Any]:
     """A benchmark's rows as the card keeps them, without replicates and values of clips."""
     try:
         results = json.loads(path.read_text())
-        rows = [{k: m[k] for k in _KEPT if k in m} | _distances(m) for m in results["models"]]
-        marks = {m["fingerprint"]: m["label"] for m in results["models"]}
+        kind = results.get("kind", "reconstruction")
+        models = film_rows(results) if kind == "films" else results["models"]
+        rows = [{k: m[k] for k in _KEPT if k in m} | _distances(m) for m in models]
+        marks = {m["fingerprint"]: m["label"] for m in models}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no results.json of zoo benchmark ({error!r})") from error
-    kind = results.get("kind", "reconstruction")
     if (mine := _fingerprint(staged, kind)) not in marks:
         raise UserError(f"{path} has no row of the weights in {staged}: score that folder")
     return {
@@ -248,7 +252,7 @@ def _table(staged: Path, path: Path) -> dict[str, Any]:
         "data": {k: _public(v) for k, v in results["data"].items() if isinstance(v, str | int)},
         "protocol": results["protocol"],
         "protocol_hash": results["protocol_hash"],
-        "baseline": results["baseline"],
+        "baseline": results.get("baseline"),
         "device": results["device"],
         "rows": rows,
     }
@@ -258,7 +262,33 @@ def _fingerprint(staged: Path, kind: str) -> str:
     """What the benchmark knows the folder by, sampled with its own settings."""
     if kind == "generation":
         return generators([f"dir:{staged}"], device="cpu")[0].fingerprint
+    if kind == "films":
+        return fingerprint(VideoPipeline.from_pretrained(f"dir:{staged}").net)[1]
     return candidate(f"dir:{staged}", device="cpu").fingerprint
+
+
+def film_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `zoo benchmark films` in the form of the other benchmarks' models."""
+    found = []
+    for row in results["rows"]:
+        frechet = {net: row[net] for net in results["networks"] if net in row}
+        kids = [key for key in row if key.startswith(("KID", "KVD"))]
+        values = {name: {"mean": x["value"], "n": x["n"][1]} for name, x in frechet.items()}
+        values |= {f"film_{k}": row[k] for k in ("flicker",) if k in row}
+        values |= {k: row[k] for k in ("diversity",) if k in row}
+        deviations = [
+            {"kid_name": k, "kid": row[k]["value"], "kid_std": row[k]["std"]} for k in kids
+        ]
+        found.append(
+            {
+                "label": Path(row["label"].removeprefix("dir:")).name,
+                "fingerprint": row.get("weights_sha256"),
+                "parameters": row.get("parameters"),
+                "metrics": values,
+                "distributions": deviations,
+            }
+        )
+    return found
 
 
 def _public(value: str | int) -> str | int:
@@ -269,7 +299,7 @@ def _public(value: str | int) -> str | int:
 
 def _distances(model: dict[str, Any]) -> dict[str, Any]:
     found = [
-        {k: d[k] for k in ("network", "kid_name", "kid", "kid_std", "frechet", "samples")}
+        {k: d[k] for k in _DISTANCE if k in d}
         for d in model.get("distributions", [])
         if "kid_std" in d  # a generator's stand among the metrics, with intervals
     ]

@@ -21,6 +21,7 @@ from zoo.metrics.evaluation import Scorer
 from zoo.metrics.reconstruction import noisy_input_gain
 from zoo.nets.cdt import CDT
 from zoo.remote import check_card
+from zoo.video_pipeline import VideoPipeline
 
 CLIPS = 8
 DIGITS = {"psnr": 2, "ssim": 3}
@@ -29,6 +30,7 @@ DIGITS = {"psnr": 2, "ssim": 3}
 GAMMAS, STEPS = (0.0, 0.8, 1.0), (1, 2, 4)
 _FIELDS = {"data", "clips", "protocol", "values"}
 _PICTURE_FIELDS = {"prompts", "seeds", "values"}
+_FILM_FIELDS = {"prompts", "frames", "values"}
 
 
 class Pipeline(Protocol):
@@ -110,6 +112,31 @@ def picture_subset(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[i
 
 
 @torch.no_grad()
+def film_subset(folder: str | Path, prompts: Sequence[str], frames: int) -> dict[str, Any]:
+    """What metrics.json of a generator of films keeps as `subset`.
+
+    Args:
+        folder: with its weights as they ship.
+        prompts: what the films show; seeds are 0, 1, ...
+        frames: of each film.
+
+    Returns:
+        `prompts`, `frames` and `values`: `flicker`, the mean absolute second difference in time,
+        and `brightness`, both in grey levels of 255, rounded.
+    """
+    pipeline = VideoPipeline.from_pretrained(f"dir:{folder}")
+    seeds = list(range(len(prompts)))
+    films = torch.cat(list(pipeline.films(prompts, frames=frames, seeds=seeds)), dim=2)
+    levels = films.clamp(-1, 1) * 127.5 + 127.5
+    values = {"flicker": levels.diff(n=2, dim=2).abs().mean(), "brightness": levels.mean()}
+    return {
+        "prompts": list(prompts),
+        "frames": frames,
+        "values": {name: round(float(value), 1) for name, value in values.items()},
+    }
+
+
+@torch.no_grad()
 def sampling(net: CDT, *, data: str = "package-clips", every: int = 8) -> dict[str, Any]:
     """How a diffusion decoder depends on its noise: what metrics.json keeps as `sampling`.
 
@@ -182,6 +209,9 @@ def verify(folder: Path) -> str:
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
         again = partial(picture_subset, pipeline, kept["prompts"], kept["seeds"])
         what = f"{len(kept['prompts'])} prompts, {len(kept['seeds'])} pictures each"
+    elif isinstance(kept, dict) and kept.keys() >= _FILM_FIELDS:
+        again = partial(film_subset, folder, kept["prompts"], kept["frames"])
+        what = f"{len(kept['prompts'])} films of {kept['frames']} frames"
     else:
         raise UserError(f"{path} has no 'subset' to measure again: ship the model anew")
     found = again()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.benchmark.results import device_name
 from zoo.benchmark.statistics import interval
 from zoo.data.captioned_video import CaptionedFilms, film_of
 from zoo.data.latents import fingerprint
@@ -78,6 +79,7 @@ class RealFilms:
         captions: see `captions_of`.
 
     Attributes:
+        name: the last two parts of the folder's path.
         clips: uint8-rounded [N,3,T,H,W] in [-1,1].
         captions: N.
         sha256: of the pixels and captions.
@@ -88,6 +90,7 @@ class RealFilms:
             folder, frames=rules.frames, size=rules.size, train=False, captions=captions
         )
         source.prepare()
+        self.name = "/".join(Path(folder).resolve().parts[-2:])
         begun = [s for s in map(source.__getitem__, range(len(source))) if film_of(s.key)[1]]
         self.clips = torch.stack([to_8bit(sample.pixels) for sample in begun])
         self.captions = [sample.prompt for sample in begun]
@@ -153,7 +156,8 @@ class Benchmark:
             fingerprint(pipeline.net)[1],
             lambda label: self._score(label, self._generated(pipeline, label)),
         )
-        return [ceiling, made | {"tokenizer": tokenizer}]
+        parameters = sum(p.numel() for p in pipeline.net.parameters())
+        return [ceiling, made | {"tokenizer": tokenizer, "parameters": parameters}]
 
     def real_row(self) -> Row:
         """What the real films have: flicker."""
@@ -266,9 +270,14 @@ def results(benchmark: Benchmark, rows: list[Row], missing: dict[str, str]) -> d
         "kind": "films",
         "zoo": zoo.__version__,
         "torch": torch.__version__,
+        "device": device_name(benchmark.device),
         "protocol_hash": benchmark.protocol,
         "protocol": asdict(benchmark.rules),
-        "data": {"sha256": benchmark.real.sha256, "count": len(benchmark.real.clips)},
+        "data": {
+            "name": benchmark.real.name,
+            "sha256": benchmark.real.sha256,
+            "count": len(benchmark.real.clips),
+        },
         "networks": {net.name: net.version for net in benchmark.networks},
         "not_measured": missing,
         "prompts": prompts,

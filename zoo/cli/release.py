@@ -29,6 +29,7 @@ and steps are measured on package-clips. What people have to say of the model st
 checkpoints/about.yaml.
 """
 _NAME = re.compile(r"[a-z0-9_]+\.[a-z0-9_]+")
+_FILMS = ("rainbow", "woman running", "cyclone", "closed umbrella")
 _PROMPTS = ("red apple, 3d", "brazil flag, flat", "grinning face, 3d", "cat face, flat")
 
 
@@ -89,6 +90,7 @@ def _needed(options: Any) -> Path:
 def _measure(staged: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     from zoo import verify
     from zoo.nets.cdt import CDT
+    from zoo.nets.video_dit import VideoDiT
 
     if unet_folder(staged) is not None:
         from zoo.open_pipeline import open_pipeline
@@ -97,5 +99,7 @@ def _measure(staged: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
         return verify.picture_subset(pipeline, _PROMPTS, (0, 1)), None
     net = load(f"dir:{staged}", dtype=torch.float32)
+    if isinstance(net, VideoDiT):
+        return verify.film_subset(staged, _FILMS, frames=17), None
     sampling = verify.sampling(net) if isinstance(net, CDT) else None
     return verify.subset(staged), sampling
