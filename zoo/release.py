@@ -274,8 +274,8 @@ def film_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         frechet = {net: row[net] for net in results["networks"] if net in row}
         kids = [key for key in row if key.startswith(("KID", "KVD"))]
         values = {name: {"mean": x["value"], "n": x["n"][1]} for name, x in frechet.items()}
-        values |= {f"film_{k}": row[k] for k in ("flicker",) if k in row}
-        values |= {k: row[k] for k in ("diversity",) if k in row}
+        for key, name in (("flicker", "film_flicker"), ("diversity", "diversity")):
+            values |= {name: row[key]} if key in row else {}
         deviations = [
             {"kid_name": k, "kid": row[k]["value"], "kid_std": row[k]["std"]} for k in kids
         ]
