@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.data import cache as cache_module
+from zoo.data import source as source_module
 from zoo.data import sources, transforms
 from zoo.data.batch import Sample
 from zoo.data.sources import ImageFolder, VideoFolder
@@ -76,12 +77,11 @@ def test_one_film_and_lists_of_roots(folder: Path) -> None:
 
 
 def test_asset_roots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoo import assets
-
-    monkeypatch.setattr(assets, "fetch", lambda name: folder / name)
-    monkeypatch.setattr(assets, "GROUPS", {"two": ("a.mp4", "b.mkv")})
+    groups = {"two": ("a.mp4", "b.mkv")}
+    monkeypatch.setattr(source_module, "fetch", lambda name: folder / name)
+    monkeypatch.setattr(source_module, "GROUPS", groups)
     monkeypatch.setattr(
-        assets, "fetch_group", lambda name: {each: folder / each for each in assets.GROUPS[name]}
+        source_module, "fetch_group", lambda name: {each: folder / each for each in groups[name]}
     )
     assert [file.key for file in open_films("asset:a.mp4").usable] == ["a.mp4"]
     assert [file.key for file in open_films("asset:two").usable] == ["a.mp4", "b.mkv"]
