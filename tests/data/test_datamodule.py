@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from zoo.data.batch import Batch, Sample
-from zoo.data.datamodule import EpochSampler, ZooDataModule, _Collate
+from zoo.data.batch import Batch
+from zoo.data.datamodule import EpochSampler, ZooDataModule
 from zoo.data.sources import VideoFolder
 from zoo.errors import RunError, UserError
 
@@ -230,15 +230,3 @@ print(held, resident_mb() - before)
     held, left = map(float, done.stdout.split())
     assert held > 180
     assert (left < 20) == returned
-
-
-@pytest.mark.parametrize("worker", [True, False])
-def test_loading_processes_trim_their_heap(worker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    trims: list[int] = []
-    monkeypatch.setattr("zoo.data.datamodule.trim_memory", lambda: trims.append(1))
-    monkeypatch.setattr("zoo.data.datamodule.get_worker_info", lambda: object() if worker else None)
-    collate_batch = _Collate()
-    for _ in range(1100):
-        batch = collate_batch([Sample(torch.zeros(3), "", "a")] * 2)
-    assert batch.pixels.shape == (2, 3)
-    assert len(trims) == (4 if worker else 0)

@@ -15,7 +15,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from zoo.data.container import open_container
+from zoo.data.container import demux, open_container
 from zoo.data.reader import FrameReader
 
 _LOG = logging.getLogger(__name__)
@@ -132,18 +132,18 @@ class AudioCopy:
         if self._start > _SEEK_MARGIN and _SEEKABLE & set(source.format.name.split(",")):
             source.seek(int((float(self._origin) + self._start - _SEEK_MARGIN) * av.time_base))
         ends: dict[int, int] = {}
+        streams = (s for s in source.streams.audio if s.index in self._streams)
         try:
-            for packet in source.demux(
-                *(s for s in source.streams.audio if s.index in self._streams)
-            ):
-                if not packet.size:
-                    continue
-                if packet.pts is None:  # some demuxers stamp only the first packet of several
-                    packet.pts = packet.dts = ends.get(packet.stream_index)
-                if packet.pts is None:
-                    continue
-                ends[packet.stream_index] = packet.pts + (packet.duration or 0)
-                yield packet, float(packet.pts * packet.time_base - self._origin)
+            with demux(source, *streams) as packets:
+                for packet in packets:
+                    if not packet.size:
+                        continue
+                    if packet.pts is None:  # some demuxers stamp only the first packet of several
+                        packet.pts = packet.dts = ends.get(packet.stream_index)
+                    if packet.pts is None:
+                        continue
+                    ends[packet.stream_index] = packet.pts + (packet.duration or 0)
+                    yield packet, float(packet.pts * packet.time_base - self._origin)
         except av.FFmpegError as error:
             _LOG.warning("the sound of %s ends early (%s)", self._source, error)
 

@@ -19,7 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.container import Encoded, film_rate, open_video
+from zoo.data.container import Encoded, demux, film_rate, open_video
 from zoo.data.film import FilmInfo
 from zoo.data.reader import FrameReader
 from zoo.data.video import VideoInfo, probe
@@ -180,14 +180,15 @@ def _packets(container: Any, stream: Any, piece: Piece) -> list[Any]:
         elif piece.first is not None:
             container.seek(0)
         inside: list[Any] = []
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                continue
-            edge = packet.pts if packet.is_keyframe else None
-            if inside and piece.end is not None and edge == piece.end:
-                return inside
-            if inside or piece.first is None or edge == piece.first:
-                inside.append(packet)
+        with demux(container, stream) as packets:
+            for packet in packets:
+                if not packet.size or packet.is_discard:
+                    continue
+                edge = packet.pts if packet.is_keyframe else None
+                if inside and piece.end is not None and edge == piece.end:
+                    return inside
+                if inside or piece.first is None or edge == piece.first:
+                    inside.append(packet)
         if inside and piece.end is None:
             return inside
     raise RunError(f"the key frames to cut {container.name} at are gone: the film has changed")

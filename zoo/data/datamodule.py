@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from zoo.data.batch import Batch, Sample, collate
 from zoo.data.mixture import Mixture
 from zoo.data.source import Source
 from zoo.errors import UserError
-from zoo.kernels.allocator import return_memory, trim_memory
+from zoo.kernels.allocator import return_memory
 
 _LOG = logging.getLogger(__name__)
-_TRIM_EVERY = 512  # samples of a loading process
 
 
 class EpochSampler(DistributedSampler[Sample]):
@@ -246,7 +245,7 @@ class ZooDataModule(LightningDataModule):
             batch_size=size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_Collate(),
+            collate_fn=collate,
             worker_init_fn=_begin_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -257,17 +256,3 @@ def _begin_worker(worker: int) -> None:
     # As many workers as cores are started; torch would give each of them all cores again.
     torch.set_num_threads(1)
     return_memory()
-
-
-class _Collate:
-    """`collate`; a loading process gives back freed memory now and then, and so stays flat."""
-
-    def __init__(self) -> None:
-        self._samples = 0
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        self._samples += len(samples)
-        if self._samples >= _TRIM_EVERY and get_worker_info() is not None:
-            self._samples = 0
-            trim_memory()
-        return collate(samples)

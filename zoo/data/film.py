@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from zoo.data.colour import Colour
-from zoo.data.container import film_rate, open_video
+from zoo.data.container import demux, film_rate, open_video
 from zoo.data.pictures import IMAGE_SUFFIXES, RATE, PictureReader
 from zoo.data.reader import Frame, FrameReader
 from zoo.data.video import probe
@@ -253,15 +253,16 @@ def _stamps(container: InputContainer, stream: VideoStream) -> tuple[list[int], 
     if stream.frames and len(index) == stream.frames:
         return sorted(entry.timestamp for entry in index if not entry.is_discard), True
     stamps = []
-    packets = (packet for packet in container.demux(stream) if packet.size)
-    try:
-        for packet in islice(packets, _HEAD):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None and not packet.is_discard:
-                stamps.append(stamp)
-        whole = next(packets, None) is None
-    except av.FFmpegError:
-        whole = False
+    with demux(container, stream) as found:
+        packets = (packet for packet in found if packet.size)
+        try:
+            for packet in islice(packets, _HEAD):
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if stamp is not None and not packet.is_discard:
+                    stamps.append(stamp)
+            whole = next(packets, None) is None
+        except av.FFmpegError:
+            whole = False
     # Frames are stored out of order: those around the cut have gaps that aren't there.
     return (sorted(stamps), True) if whole else (sorted(stamps)[: _HEAD - 16], False)
 

@@ -23,7 +23,14 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from zoo.data.colour import Colour
-from zoo.data.container import Encoded, film_rate, open_video, orientation, stamp_of
+from zoo.data.container import (
+    Encoded,
+    demux,
+    film_rate,
+    open_video,
+    orientation,
+    stamp_of,
+)
 from zoo.errors import UserError
 
 # Containers round time stamps (Matroska to 1 ms), so "at or after `start`" needs this much slack.
@@ -241,34 +248,38 @@ class FrameReader(Iterator[Frame]):
         reached, last = 0.0, 0
         while failures <= _DEMUX_RETRIES:
             try:
-                for packet in self._container.demux():
-                    failures = 0
-                    # the packets that end each stream only know their stream, not its number
-                    if packet.stream.index != self._stream.index:
-                        reached = max(reached, _seconds(_end_of(packet), packet.time_base))
-                        continue
-                    last = max(last, _end_of(packet))
-                    if packet.is_corrupt and packet.size:  # the file ends in the middle of it
-                        self.truncated = self.truncated or self._ends_within(packet)
-                    self._skim(packet)
-                    try:  # decoding may fail for this packet and work for the next one
-                        frames = packet.decode()
-                    except av.FFmpegError:
-                        self.broken += 1
-                        continue
-                    for frame in frames:
-                        if not isinstance(frame, VideoFrame):
+                with demux(self._container) as packets:
+                    for packet in packets:
+                        failures = 0
+                        # the packets that end each stream only know their stream, not its number
+                        if packet.stream.index != self._stream.index:
+                            reached = max(reached, _seconds(_end_of(packet), packet.time_base))
                             continue
-                        if frame.is_corrupt:
-                            self.broken += 1
-                        else:
-                            yield frame
+                        last = max(last, _end_of(packet))
+                        if packet.is_corrupt and packet.size:  # the file ends in the middle of it
+                            self.truncated = self.truncated or self._ends_within(packet)
+                        yield from self._decoded(packet)
                 break
             except av.FFmpegError:  # a new demuxing loop goes on behind the unreadable stretch
                 self.broken += failures == 0
                 failures += 1
         reached = max(reached, _seconds(last, self._base))
         self.truncated = self.truncated or self._ended_early(reached)
+
+    def _decoded(self, packet: Packet[Stream]) -> Iterator[VideoFrame]:
+        self._skim(packet)
+        try:  # decoding may fail for this packet and work for the next one
+            frames = packet.decode()
+        except av.FFmpegError:
+            self.broken += 1
+            return
+        for frame in frames:
+            if not isinstance(frame, VideoFrame):
+                continue
+            if frame.is_corrupt:
+                self.broken += 1
+            else:
+                yield frame
 
     def _skim(self, packet: Packet[Stream]) -> None:
         """Leave out what nothing else is decoded from, up to shortly before `start`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import sys
 
@@ -32,16 +31,6 @@ def return_memory() -> None:
     """
     defaults = {_M_MMAP_MAX: 2**16, _M_TRIM_THRESHOLD: 2**17, _M_TOP_PAD: 2**17}
     _mallopt(defaults | {_M_MMAP_THRESHOLD: 2**18})
-
-
-def trim_memory() -> None:
-    """Give back what is free inside glibc's heaps, pages between chunks in use included.
-
-    Small chunks drift over a heap and touch ever more of its pages; it takes milliseconds.
-    """
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _mallopt(settings: dict[int, int]) -> None:
