@@ -1,4 +1,4 @@
-"""Fixtures: an empty cache for every test, and makers of tiny films."""
+"""Fixtures: an empty cache for every test, and makers of tiny films and shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from films import MakeFilm, level
 from numpy.typing import NDArray
+from shard_sets import picture
 
+from zoo.data.shard_writer import ShardSettings, shard_folder
 from zoo.data.video import VideoWriter
 
 
@@ -89,3 +91,13 @@ def encode() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """37 pictures in 8 shards."""
+    for number in range(37):
+        picture(tmp_path / "pictures" / f"p{number}.bmp", number)
+    shard_folder(tmp_path / "pictures", tmp_path / "shards", ShardSettings(shard_mb=0.0075))
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 8
+    return tmp_path / "shards"
