@@ -9,9 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import NDArray
 
-from zoo.data.colour import Colour, over_black
+from zoo.data.colour import SCALER, Colour, over_black
 from zoo.data.film import FilmInfo, open_film
 from zoo.data.writer import open_writer
 from zoo.errors import UserError
@@ -94,6 +95,31 @@ def test_reading_agrees_with_the_standard(tmp_path: Path, matrix: int, full: boo
         error = np.abs(middles(next(film).rgb) - middles(chart()))
     assert error.mean() < 0.8  # 8 bits of limited-range YUV can't say it better
     assert error.max() <= 2.1
+
+
+@pytest.mark.parametrize("size", [(48, 32), (47, 33), (20, 14), (96, 70)])
+@pytest.mark.parametrize(
+    "kind", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray", "uyvy422"]
+)
+def test_colours_apart_are_those_of_packed_pixels(kind: str, size: tuple[int, int]) -> None:
+    """To the bit what swscale gives in rgb24, which has no vector code."""
+    rng = np.random.default_rng(0)
+    noise = av.VideoFrame.from_ndarray(rng.integers(0, 256, (32, 48, 3), np.uint8), format="rgb24")
+    frame = noise.reformat(format=kind)
+    width, height = size
+    given = VideoReformatter().reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        src_colorspace=9,
+        src_color_range=ColorRange.MPEG,
+        interpolation=SCALER,
+        threads=1,
+    )
+    found = Colour(9, False).to_rgb(frame, VideoReformatter(), width=width, height=height)
+    assert found.transpose(2, 0, 1).flags.c_contiguous
+    assert np.array_equal(found, given.to_ndarray())
 
 
 @pytest.mark.parametrize(("matrix", "full"), TAGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -84,21 +84,27 @@ class Colour:
     def to_rgb(
         self, frame: VideoFrame, scaler: VideoReformatter, *, width: int, height: int
     ) -> NDArray[np.uint8]:
-        """Full-range RGB uint8 [height, width, 3] of a decoded frame; transparency over black."""
+        """Full-range RGB uint8 [height, width, 3] of a decoded frame; transparency over black.
+
+        In memory the three colours of a film lie one after the other: [3, height, width].
+        """
         alpha = any(part.is_alpha for part in frame.format.components) or frame.format.has_palette
         yuv = not _is_rgb(frame)
+        # swscale has vector code for colours that lie apart: the same bits in half the time.
         # Scaling while converting is 2-14 times faster than converting at full size.
         picture = scaler.reformat(
             frame,
             width=width,
             height=height,
-            format="rgba" if alpha else "rgb24",
+            format="rgba" if alpha else "gbrp" if yuv else "rgb24",
             src_colorspace=self._swscale if yuv else None,
             src_color_range=self._range if yuv else None,
             interpolation=SCALER,
             threads=1,
-        ).to_ndarray()
-        pixels = np.asarray(picture, dtype=np.uint8)
+        )
+        if yuv and not alpha:
+            return _planes(picture)
+        pixels = np.asarray(picture.to_ndarray(), dtype=np.uint8)
         return over_black(pixels) if alpha else pixels
 
     def from_rgb(
@@ -117,6 +123,16 @@ class Colour:
 
 def _is_rgb(frame: VideoFrame) -> bool:
     return frame.format.is_rgb or frame.format.has_palette
+
+
+def _planes(frame: VideoFrame) -> NDArray[np.uint8]:
+    """A frame of pixel format gbrp as RGB [H, W, 3]: a view of [3, H, W]."""
+    rgb = np.empty((3, frame.height, frame.width), dtype=np.uint8)
+    planes: Any = frame.planes  # green, blue, red
+    for colour, plane in zip((1, 2, 0), planes, strict=True):
+        lines = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
+        rgb[colour] = lines[: frame.height, : frame.width]
+    return rgb.transpose(1, 2, 0)
 
 
 def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 
 class Frame(NamedTuple):
-    """One decoded frame: `rgb` uint8 [H, W, 3], `time` in seconds from the first frame."""
+    """One decoded frame: `rgb` uint8 [H, W, 3], `time` in seconds from the first frame.
+
+    How `rgb` lies in memory is open: a film's colours are one after the other, [3, H, W].
+    """
 
     rgb: NDArray[np.uint8]
     time: float
@@ -346,7 +349,8 @@ class FrameReader(Iterator[Frame]):
             rgb = rgb[:, ::-1]
         if (b if turned else d) < 0:
             rgb = rgb[::-1]
-        rgb = np.ascontiguousarray(rgb, dtype=np.uint8)
+        if (a, b, c, d) != (1, 0, 0, 1):
+            rgb = rgb.copy()  # torch takes no view that runs backwards
         self._latest = frame, rgb
         return rgb
 

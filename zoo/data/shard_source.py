@@ -305,7 +305,7 @@ class ShardSource(Source):
         cut = crop(video, size=(height, width), rng=rng)
         if self.flip and rng is not None and rng.random() < 0.5:
             cut = cut.flip(-1)
-        return Sample(to_float(cut.contiguous()), prompt, key + suffix)
+        return Sample(to_float(cut), prompt, key + suffix)
 
     def _start(self, number: int, frames: int, start: float) -> float:
         """Seconds a clip begins at: `start` is a share of the room, or a window's number."""

@@ -50,8 +50,9 @@ def crop(
 
 
 def to_float(video: Tensor) -> Tensor:
-    """Pixels uint8 0..255 to float32 in [-1, 1], any shape."""
-    return video.to(torch.float32).div_(127.5).sub_(1.0)
+    """Pixels uint8 0..255 to float32 in [-1, 1], any shape; contiguous."""
+    pixels = video.to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.div_(127.5).sub_(1.0)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ def to_pixels(
     lowest, highest = short_side
     scale = highest if rng is None else int(rng.integers(lowest, highest + 1))
     cut = crop(video, size=min(highest, round(size * highest / scale)), rng=rng)
-    cut = resize(cut.contiguous(), size=(size, size))
+    if cut.shape[-2:] != (size, size):
+        cut = resize(cut.contiguous(), size=(size, size))
     if flip and rng is not None and rng.random() < 0.5:
         cut = cut.flip(-1)
-    return to_float(cut.contiguous())
+    return to_float(cut)

@@ -156,7 +156,8 @@ def read_clip(
             f"{path} ends {frames - len(picked)} frames too early for {frames} frames from "
             f"{start:.3f} s on{at}; ask for fewer frames or an earlier start"
         )
-    return torch.from_numpy(np.stack(picked)).permute(3, 0, 1, 2).contiguous()
+    colours_first = [rgb.transpose(2, 0, 1) for rgb in picked]
+    return torch.from_numpy(np.stack(colours_first, axis=1)).contiguous()
 
 
 def _pick(
