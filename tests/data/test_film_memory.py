@@ -14,7 +14,7 @@ import pytest
 from films import MakeFilm
 
 from zoo.data import cutting, film, reader
-from zoo.data.container import demux, open_video
+from zoo.data.container import open_video
 from zoo.data.film import open_film
 from zoo.data.reader import FrameReader
 from zoo.data.video import VideoWriter, probe, read_clip
@@ -52,18 +52,6 @@ def test_frames_are_freed_as_they_go(tmp_path: Path, make_film: MakeFilm, garbag
     with VideoWriter(tmp_path / "new.mp4", width=48, height=32, rate=Fraction(25)) as writer:
         writer.write(np.zeros((32, 48, 3), np.uint8))
     assert garbage() == Counter()
-
-
-def test_pyav_side_data_keeps_its_frame(
-    tmp_path: Path, make_film: MakeFilm, garbage: Garbage
-) -> None:
-    """Why `orientation` doesn't ask the frame; once this fails, it may."""
-    container, stream = open_video(make_film(tmp_path / "film.mp4", frames=2))
-    with container, demux(container, stream) as packets:
-        frames = [frame for packet in packets for frame in packet.decode()]
-    assert len([frame.side_data for frame in frames]) == 2
-    del frames
-    assert garbage()["VideoFrame"] > 0
 
 
 class _Loop:

@@ -151,7 +151,7 @@ def stamp_of(frame: VideoFrame) -> int | None:
 
 def orientation(frame: VideoFrame) -> tuple[int, int, int, int]:
     """Signs of the display matrix: x' = a x + c y, y' = b x + d y (identity when there is none)."""
-    # not frame.side_data: frame and side data would keep each other until garbage is collected
+    # not frame.side_data: in PyAV 18 frame and side data then wait for the garbage collector
     collected: Any = SideDataContainer
     side = collected(frame).get("DISPLAYMATRIX")
     if not isinstance(side, Buffer):
