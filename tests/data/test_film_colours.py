@@ -102,7 +102,7 @@ def test_reading_agrees_with_the_standard(tmp_path: Path, matrix: int, full: boo
     "kind", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray", "uyvy422"]
 )
 def test_colours_apart_are_those_of_packed_pixels(kind: str, size: tuple[int, int]) -> None:
-    """To the bit what swscale gives in rgb24, which has no vector code."""
+    """To the bit what swscale gives in rgb24."""
     rng = np.random.default_rng(0)
     noise = av.VideoFrame.from_ndarray(rng.integers(0, 256, (32, 48, 3), np.uint8), format="rgb24")
     frame = noise.reformat(format=kind)
@@ -120,6 +120,18 @@ def test_colours_apart_are_those_of_packed_pixels(kind: str, size: tuple[int, in
     found = Colour(9, False).to_rgb(frame, VideoReformatter(), width=width, height=height)
     assert found.transpose(2, 0, 1).flags.c_contiguous
     assert np.array_equal(found, given.to_ndarray())
+
+
+@pytest.mark.parametrize("kind", ["yuv420p", "yuv444p"])
+def test_pictures_are_written_alike_however_they_lie(kind: str) -> None:
+    colour, rng = Colour(9, False), np.random.default_rng(0)
+    packed = rng.integers(0, 256, (34, 64, 3), np.uint8)
+    clip = np.stack([packed] * 2).transpose(3, 0, 1, 2).copy()  # [3, T, H, W], as nets give it
+    planes = clip[:, :1].copy()
+    views = [packed, planes[:, 0].transpose(1, 2, 0), clip[:, 1].transpose(1, 2, 0)]
+    made = [colour.from_rgb(view, VideoReformatter(), format=kind).to_ndarray() for view in views]
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
 
 
 @pytest.mark.parametrize(("matrix", "full"), TAGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +66,7 @@ class AudioCopy:
         self._streams: dict[int, AudioStream] = {}
         self._shift: dict[int, int] = {}
         self._input: InputContainer | None = None
+        self._packets: Generator[tuple[Packet[Stream], float]] | None = None
         if not sound_of(source):
             return
         self._input = open_container(source)
@@ -103,7 +104,7 @@ class AudioCopy:
         Raises:
             OSError: (or FFmpeg's own) the target can't be written.
         """
-        if not self._streams:
+        if self._packets is None:
             return
         while True:
             self._held = self._held or next(self._packets, None)
@@ -121,6 +122,8 @@ class AudioCopy:
 
     def close(self) -> None:
         """Close the source."""
+        if self._packets is not None:
+            self._packets.close()
         if self._input is not None:
             self._input.close()
 
@@ -128,7 +131,7 @@ class AudioCopy:
         first = -_PRIMING if self._first <= 0 else self._first - 1e-6
         return first <= time < self._end
 
-    def _read(self, source: InputContainer) -> Iterator[tuple[Packet[Stream], float]]:
+    def _read(self, source: InputContainer) -> Generator[tuple[Packet[Stream], float]]:
         if self._start > _SEEK_MARGIN and _SEEKABLE & set(source.format.name.split(",")):
             source.seek(int((float(self._origin) + self._start - _SEEK_MARGIN) * av.time_base))
         ends: dict[int, int] = {}

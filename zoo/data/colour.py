@@ -86,11 +86,12 @@ class Colour:
     ) -> NDArray[np.uint8]:
         """Full-range RGB uint8 [height, width, 3] of a decoded frame; transparency over black.
 
-        In memory the three colours of a film lie one after the other: [3, height, width].
+        Not always contiguous: colours that come as YUV lie one after the other, [3, height, width].
         """
         alpha = any(part.is_alpha for part in frame.format.components) or frame.format.has_palette
         yuv = not _is_rgb(frame)
-        # swscale has vector code for colours that lie apart: the same bits in half the time.
+        # Colours that lie apart: the same bits in half the time, as swscale has no vector code that
+        # makes packed pixels with SCALER's exact flags.
         # Scaling while converting is 2-14 times faster than converting at full size.
         picture = scaler.reformat(
             frame,
@@ -110,9 +111,16 @@ class Colour:
     def from_rgb(
         self, rgb: NDArray[np.uint8], scaler: VideoReformatter, *, format: str
     ) -> VideoFrame:
-        """A frame of the YUV pixel format `format` from full-range RGB uint8 [H, W, 3]."""
+        """A frame of the YUV pixel format `format` from full-range RGB uint8 [H, W, 3].
+
+        Films' frames and nets' pictures are views of [3, ...]: their colours are copied by lines.
+        """
+        if rgb.strides[1] == 1:
+            frame = VideoFrame.from_ndarray(rgb, format="gbrp")
+        else:
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         return scaler.reformat(
-            VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+            frame,
             format=format,
             dst_colorspace=self._swscale,
             dst_color_range=self._range,

@@ -73,12 +73,13 @@ def plan(path: Path, *, seconds: float) -> list[Piece]:
         base = stream.time_base or Fraction(1, 90_000)
         rate = film_rate(stream)
         try:
-            for packet in container.demux(stream):
-                if packet.size and not packet.is_discard:
-                    stamp = packet.pts if packet.pts is not None else packet.dts
-                    whole = whole and packet.pts is not None and not packet.is_corrupt
-                    packets += [] if stamp is None else [(stamp, packet.is_keyframe)]
-                    last_shown_for = packet.duration or last_shown_for
+            with demux(container, stream) as found:
+                for packet in found:
+                    if packet.size and not packet.is_discard:
+                        stamp = packet.pts if packet.pts is not None else packet.dts
+                        whole = whole and packet.pts is not None and not packet.is_corrupt
+                        packets += [] if stamp is None else [(stamp, packet.is_keyframe)]
+                        last_shown_for = packet.duration or last_shown_for
         except av.FFmpegError:
             whole = False  # a reader steps over what is damaged; a copy would keep it
     if not packets:

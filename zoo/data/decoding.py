@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.data.colour import HD_HEIGHT
-from zoo.data.container import Encoded, open_video
+from zoo.data.container import Encoded, demux, open_video
 from zoo.data.reader import short_side_size
 from zoo.data.transforms import resize
 from zoo.data.video import read_clip, select_frames
@@ -133,7 +133,8 @@ def _frame_times(film: Encoded) -> NDArray[np.float64] | None:
     with container:
         base = float(stream.time_base or Fraction(1, 90_000))
         try:
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            with demux(container, stream) as found:
+                packets = [p for p in found if p.size and not p.is_discard]
         except av.FFmpegError:
             return None
         stamps = [packet.pts for packet in packets if packet.pts is not None]

@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Frame(NamedTuple):
     """One decoded frame: `rgb` uint8 [H, W, 3], `time` in seconds from the first frame.
 
-    How `rgb` lies in memory is open: a film's colours are one after the other, [3, H, W].
+    `rgb` is not always contiguous: a film's is a view of [3, H, W].
     """
 
     rgb: NDArray[np.uint8]
@@ -349,8 +349,7 @@ class FrameReader(Iterator[Frame]):
             rgb = rgb[:, ::-1]
         if (b if turned else d) < 0:
             rgb = rgb[::-1]
-        if (a, b, c, d) != (1, 0, 0, 1):
-            rgb = rgb.copy()  # torch takes no view that runs backwards
+        rgb = np.ascontiguousarray(rgb.transpose(2, 0, 1)).transpose(1, 2, 0)
         self._latest = frame, rgb
         return rgb
 

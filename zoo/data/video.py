@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.data.container import Encoded, film_rate, open_video
+from zoo.data.container import Encoded, demux, film_rate, open_video
 from zoo.data.reader import TIME_SLACK, nearest
 from zoo.data.reader import FrameReader as FrameReader
 from zoo.data.writer import VideoWriter as VideoWriter
@@ -67,8 +67,9 @@ def probe_times(path: str | Path | Encoded) -> tuple[VideoInfo, NDArray[np.float
         rate = film_rate(stream)
         # The header's count is wrong for truncated files and absent in MPEG-PS, TS and WebM.
         packets = []
-        with suppress(av.FFmpegError):  # a damaged tail: what came before it counts
-            for packet in container.demux(stream):
+        # A damaged tail: what came before it counts.
+        with suppress(av.FFmpegError), demux(container, stream) as found:
+            for packet in found:
                 if packet.size and not packet.is_discard:
                     packets.append((packet.pts, packet.duration or 0))
     with closing(FrameReader(path)) as reader:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.container import open_container
+from zoo.data.container import demux, open_container
 from zoo.data.source import Source
 from zoo.data.sources import VideoFolder
 from zoo.data.writer import VideoWriter
@@ -243,7 +243,8 @@ def make_long_film(path: Path, *, seconds: int = 600, width: int = 1280, height:
             writer.write(np.roll(picture, (2 * number, 3 * number), axis=(0, 1)))
     with open_container(piece) as source:
         stream = source.streams.video[0]
-        packets = [packet for packet in source.demux(stream) if packet.size]
+        with demux(source, stream) as found:
+            packets = [packet for packet in found if packet.size]
         span = int(10 / (stream.time_base or Fraction(1)))
         with av.open(str(path.absolute()), "w") as target:
             written: Any = target.add_stream_from_template(stream)
