@@ -90,7 +90,7 @@ class AudioCopy:
 
     def begin(self, first: float) -> None:
         """Say which moment of the source, in seconds, is the new film's beginning."""
-        if self._input is None:
+        if self._input is None or not self._streams:
             return
         self._first = first
         for stream in self._input.streams.audio:
