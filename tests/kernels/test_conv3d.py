@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.conv3d import Edge, causal_conv3d, conv3d, join, nearest_then_conv
+from zoo.kernels import precision
+from zoo.kernels.conv3d import (
+    Edge,
+    causal_conv3d,
+    conv3d,
+    join,
+    nearest_then_conv,
+    plain_conv3d,
+)
+from zoo.nets.blocks3d import Conv3d
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -130,3 +139,36 @@ def test_few_output_channels(padding: tuple[int, int, int]) -> None:
     half = conv3d(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), padding=padding)
     assert half.dtype == torch.bfloat16
     assert (half - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 3, 3)])
+def test_gradients_in_bfloat16(kernel: tuple[int, int, int]) -> None:
+    """On a CPU with AMX torch's own are wrong at this size, or the process dies."""
+    layer = Conv3d(16, 16, kernel)
+    x = torch.randn(2, 16, 5, 128, 128)
+    gradients = []
+    for autocast in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x)
+        assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+        loss = (y.float() * torch.linspace(-1, 1, y.shape[-1])).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert layer.weight.grad is not None
+        gradients.append(layer.weight.grad.clone())
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
+def test_a_cpu_with_amx_learns_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(1, 4, 3, 8, 8), torch.randn(4, 4, 1, 3, 3, requires_grad=True)
+    narrow = F.conv3d(x.bfloat16(), weight.bfloat16())
+    monkeypatch.setattr(precision, "bfloat16_of_cpu", lambda: "tiles")
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = plain_conv3d(x, weight)
+        with torch.no_grad():
+            assert torch.equal(plain_conv3d(x, weight), narrow)
+    assert torch.equal(learned, F.conv3d(x, weight).bfloat16())
+    assert not torch.equal(learned, narrow)
+    monkeypatch.setattr(precision, "bfloat16_of_cpu", lambda: "vectors")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain_conv3d(x, weight), narrow)

@@ -97,7 +97,7 @@ def _device(name: str | None) -> torch.device:
 
 
 BFLOAT16 = {
-    "tiles": "fast in bfloat16 (AMX)",
+    "tiles": "fast in bfloat16 (AMX), 3D convolutions learn in float32",
     "vectors": "fast in bfloat16",
     "slow": "slow in bfloat16",
 }

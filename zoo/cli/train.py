@@ -230,12 +230,15 @@ def latest_checkpoint(wanted: Path) -> Path:
 
 
 def best_precision(accelerator: str) -> str:
-    """bf16-mixed where the hardware is faster in bf16, else 32-true."""
+    """bf16-mixed where the hardware trains faster in bf16, else 32-true.
+
+    With AMX 3D convolutions learn in float32 (`breaks_weight_gradients`).
+    """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
         )
-    return "32-true" if bfloat16_of_cpu() == "slow" else "bf16-mixed"
+    return "bf16-mixed" if bfloat16_of_cpu() == "vectors" else "32-true"
 
 
 def init_from(net: torch.nn.Module, name: str, *, strict: bool) -> list[str]:

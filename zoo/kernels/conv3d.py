@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels import winograd, winograd_time
+from zoo.kernels.precision import breaks_weight_gradients, full_precision
 
 Edge = Literal["zeros", "replicate"]
 
@@ -64,7 +65,7 @@ def conv3d(
     # what one output frame of one clip costs, in and out
     frame = max(x[0, :, 0].numel() * stride[0], weight.shape[0] * size[1] * size[2])
     if x.shape[0] * max(x[0].numel(), frame * size[0]) <= limit:
-        return F.conv3d(x, weight, bias, stride, padding)
+        return plain_conv3d(x, weight, bias, stride=stride, padding=padding)
     if x.shape[0] > 1:
         pieces = [
             conv3d(clip[None], weight, bias, stride=stride, padding=padding, limit=limit)
@@ -78,8 +79,35 @@ def conv3d(
     for first in range(0, size[0], count):
         last = min(first + count, size[0]) - 1
         piece = x[:, :, first * stride[0] : last * stride[0] + kernel[0]]
-        pieces.append(F.conv3d(piece, weight, bias, stride, padding))
+        pieces.append(plain_conv3d(piece, weight, bias, stride=stride, padding=padding))
     return torch.cat(pieces, dim=2)
+
+
+def plain_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, ...] = (1, 1, 1),
+    padding: tuple[int, ...] = (0, 0, 0),
+) -> Tensor:
+    """`F.conv3d`, in float32 where the weight's gradient would be wrong in bfloat16.
+
+    Args:
+        x: [B,C,T,H,W].
+        weight: [C',C,kt,kh,kw].
+        bias: [C'].
+        stride, padding: time, height, width.
+
+    Returns:
+        [B,C',T',H',W'].
+    """
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    if not learns or not breaks_weight_gradients(x):
+        return F.conv3d(x, weight, bias, stride, padding)
+    bias = None if bias is None else bias.float()
+    with full_precision(x.device):
+        return F.conv3d(x.float(), weight.float(), bias, stride, padding).bfloat16()
 
 
 def _narrow(

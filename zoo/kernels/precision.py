@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 
 @cache
@@ -26,6 +27,20 @@ def bfloat16_of_cpu() -> Literal["tiles", "vectors", "slow"]:
         facts = ""
     doubled = torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in facts
     return "vectors" if doubled else "slow"
+
+
+def breaks_weight_gradients(x: Tensor) -> bool:
+    """Whether this machine's gradient of a 3D convolution's weight is wrong for an input `x`.
+
+    oneDNN's AMX code (torch 2.14) writes past its buffers in bfloat16: from about 64x64 pixels on
+    gradients are off by a quarter, or the process hangs or crashes. 2D convolutions, values and the
+    gradient of the input are right, and so is AVX-512's code.
+    """
+    if x.device.type != "cpu" or bfloat16_of_cpu() != "tiles":
+        return False
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

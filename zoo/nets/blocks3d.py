@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.conv3d import causal_conv3d, nearest_then_conv
+from zoo.kernels.conv3d import causal_conv3d, nearest_then_conv, plain_conv3d
 from zoo.kernels.linear_attention import linear_attention
 from zoo.kernels.norm import channel_norm
 from zoo.kernels.precision import full_precision
@@ -25,6 +25,14 @@ from zoo.streaming import Carry, Temporal, windows
 Padding = Literal["zeros", "replicate"]
 BlockKind = Literal["reference", "light"]
 Upsampling = Literal["nearest", "transposed"]
+
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` with gradients that are right on every CPU: see `plain_conv3d`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert isinstance(self.padding, tuple)
+        return plain_conv3d(input, weight, bias, stride=self.stride, padding=self.padding)
 
 
 class CausalConv3d(nn.Conv3d, Temporal):
@@ -274,7 +282,7 @@ class TimeDown(Temporal):
 
     def __init__(self, channels: int, *, padding: Padding) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), (2, 1, 1))
+        self.conv = Conv3d(channels, channels, (3, 1, 1), (2, 1, 1))
         self.edge: Padding = padding
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
@@ -298,7 +306,7 @@ class TimeUp(Temporal):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, 2 * channels, 1)
+        self.conv = Conv3d(channels, 2 * channels, 1)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
         identity = torch.eye(channels, device=self.conv.weight.device)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from zoo.errors import UserError
 from zoo.nets.blocks3d import (
     BlockKind,
     CausalConv3d,
+    Conv3d,
     Padding,
     ResnetBlock,
     SpaceDown,
@@ -123,13 +124,13 @@ class Encoder(nn.Module):
             EncoderStage(config, a, b, index=i)
             for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.direct = nn.Conv3d(widths[-1], 2 * config.latent_channels, 1)
+        self.direct = Conv3d(widths[-1], 2 * config.latent_channels, 1)
         backwards = widths[::-1]
         self.walk = nn.ModuleList(
             ResnetBlock(a, b, kind=config.block, padding=config.padding)
             for a, b in itertools.pairwise(backwards)
         )
-        self.head = nn.Conv3d(widths[0], 2 * config.latent_channels, 1)
+        self.head = Conv3d(widths[0], 2 * config.latent_channels, 1)
         self._start_narrow(means=not config.pca)
 
     def _start_narrow(self, *, means: bool) -> None:
@@ -201,8 +202,8 @@ class ContextDecoder(nn.Module):
     def __init__(self, config: CompressorConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.direct = nn.Conv3d(config.latent_channels, widths[-1], 1)
-        self.stem = nn.Conv3d(config.latent_channels, widths[0], 1)
+        self.direct = Conv3d(config.latent_channels, widths[-1], 1)
+        self.stem = Conv3d(config.latent_channels, widths[0], 1)
         self.walk = nn.ModuleList(
             ResnetBlock(a, b, kind=config.block, padding=config.padding)
             for a, b in itertools.pairwise(widths)

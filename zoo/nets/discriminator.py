@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from zoo.nets.blocks3d import Conv3d
 from zoo.nets.tokenizer import check_video
 
 
@@ -26,7 +27,7 @@ class PatchDiscriminator(nn.Module):
         def conv(channels: int, out_channels: int, *, stride: int) -> nn.Module:
             if time:
                 steps = (stride, stride, stride)
-                return nn.Conv3d(channels, out_channels, (3, 4, 4), steps, (1, 1, 1))
+                return Conv3d(channels, out_channels, (3, 4, 4), steps, (1, 1, 1))
             return nn.Conv2d(channels, out_channels, 4, stride, 1)
 
         widths = [dim * min(2**i, 8) for i in range(layers + 1)]
