@@ -16,7 +16,7 @@ from zoo.kernels.conv3d import (
     nearest_then_conv,
     plain_conv3d,
 )
-from zoo.nets.blocks3d import Conv3d
+from zoo.nets.blocks3d import Conv3d, ConvTranspose3d
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -141,10 +141,17 @@ def test_few_output_channels(padding: tuple[int, int, int]) -> None:
     assert (half - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 3, 3)])
-def test_gradients_in_bfloat16(kernel: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv3d(16, 16, 1),
+        Conv3d(16, 16, 3),
+        ConvTranspose3d(16, 8, (1, 5, 5), (1, 2, 2), (0, 2, 2), (0, 1, 1)),
+    ],
+    ids=str,
+)
+def test_gradients_in_bfloat16(layer: Conv3d | ConvTranspose3d) -> None:
     """On a CPU with AMX torch's own are wrong at this size, or the process dies."""
-    layer = Conv3d(16, 16, kernel)
     x = torch.randn(2, 16, 5, 128, 128)
     gradients = []
     for autocast in (False, True):

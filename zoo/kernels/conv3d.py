@@ -102,12 +102,17 @@ def plain_conv3d(
     Returns:
         [B,C',T',H',W'].
     """
-    learns = weight.requires_grad and torch.is_grad_enabled()
-    if not learns or not breaks_weight_gradients(x):
+    if not learns_in_float32(x, weight):
         return F.conv3d(x, weight, bias, stride, padding)
     bias = None if bias is None else bias.float()
     with full_precision(x.device):
         return F.conv3d(x.float(), weight.float(), bias, stride, padding).bfloat16()
+
+
+def learns_in_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of a 3D convolution's weight is wanted, and wrong in bfloat16."""
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    return learns and breaks_weight_gradients(x)
 
 
 def _narrow(

@@ -33,8 +33,8 @@ def breaks_weight_gradients(x: Tensor) -> bool:
     """Whether this machine's gradient of a 3D convolution's weight is wrong for an input `x`.
 
     oneDNN's AMX code (torch 2.14) writes past its buffers in bfloat16: from about 64x64 pixels on
-    gradients are off by a quarter, or the process hangs or crashes. 2D convolutions, values and the
-    gradient of the input are right, and so is AVX-512's code.
+    gradients are off by a quarter, or the process hangs or crashes; transposed convolutions too. 2D
+    convolutions, values and the gradient of the input are right, and so is AVX-512's code.
     """
     if x.device.type != "cpu" or bfloat16_of_cpu() != "tiles":
         return False

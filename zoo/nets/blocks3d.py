@@ -16,7 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.conv3d import causal_conv3d, nearest_then_conv, plain_conv3d
+from zoo.kernels.conv3d import (
+    causal_conv3d,
+    learns_in_float32,
+    nearest_then_conv,
+    plain_conv3d,
+)
 from zoo.kernels.linear_attention import linear_attention
 from zoo.kernels.norm import channel_norm
 from zoo.kernels.precision import full_precision
@@ -33,6 +38,21 @@ class Conv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert isinstance(self.padding, tuple)
         return plain_conv3d(input, weight, bias, stride=self.stride, padding=self.padding)
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` with gradients that are right on every CPU: see `plain_conv3d`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not learns_in_float32(input, self.weight):
+            return super().forward(input, output_size)
+        assert output_size is None
+        assert isinstance(self.padding, tuple)
+        bias = None if self.bias is None else self.bias.float()
+        sizes = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        with full_precision(input.device):
+            y = F.conv_transpose3d(input.float(), self.weight.float(), bias, *sizes)
+        return y.bfloat16()
 
 
 class CausalConv3d(nn.Conv3d, Temporal):
@@ -261,7 +281,7 @@ class SpaceUp(nn.Module):
         if upsampling == "nearest":
             self.conv: nn.Module = CausalConv3d(channels, out_channels, (1, 5, 5), padding=padding)
         else:
-            self.conv = nn.ConvTranspose3d(
+            self.conv = ConvTranspose3d(
                 channels,
                 out_channels,
                 (1, 5, 5),
