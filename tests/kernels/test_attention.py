@@ -197,7 +197,10 @@ def test_flex_masks(masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(providers, "_compiled_flex", lambda: flex_attention)
     q, k, v = tensors()
-    mask = {"no": None, "bool": torch.rand(2, 1, 1, 7) > 0.4, "bias": torch.randn(5, 7)}[masked]
+    seeded = torch.Generator().manual_seed(0)
+    seen = torch.rand(2, 1, 1, 7, generator=seeded) > 0.4
+    bias = torch.randn(5, 7, generator=seeded)
+    mask = {"no": None, "bool": seen, "bias": bias}[masked]
     out = attention(q, k, v, mask=mask, scale=0.7, backend="flex")
     torch.testing.assert_close(out, reference(q, k, v, mask=mask, scale=0.7))
 
@@ -304,9 +307,11 @@ def test_set_attention_refuses() -> None:
         set_attention(net, "flesh")
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_attention_compiles_in_one_graph(backend: str) -> None:
+def test_attention_compiles_in_one_graph(backend: str, dynamic: bool) -> None:
+    torch.compiler.reset()  # one function is compiled for so many kinds of arguments only
     q, k, v = tensors()
-    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    compiled = torch.compile(attention, fullgraph=True, dynamic=dynamic, backend="eager")
     found = compiled(q, k, v, backend=backend)
     torch.testing.assert_close(found, attention(q, k, v, backend=backend))

@@ -100,9 +100,10 @@ def test_project_stays_exact_under_autocast() -> None:
         assert torch.equal(linear_attention(q, k, v, project=project), outside)
 
 
-def test_compiles_whole() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(dynamic: bool) -> None:
     leaves = [draw(2, 2, 20, 4, seed=s).requires_grad_() for s in range(3)]
-    compiled = torch.compile(linear_attention, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(linear_attention, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     out, wanted = compiled(*leaves), linear_attention(*leaves)
     torch.testing.assert_close(out, wanted)
     found = torch.autograd.grad(out.sum(), leaves)

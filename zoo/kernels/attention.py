@@ -164,16 +164,22 @@ def _probe(backend: str, device: torch.device, dtype: torch.dtype) -> str | None
     return None
 
 
+def _shapes(*tensors: Tensor) -> str:
+    # only for an error: a compiler with sizes left open can't make words of them
+    return ", ".join(str(tuple(each.shape)) for each in tensors)
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    shapes = ", ".join(str(tuple(each.shape)) for each in (q, k, v))
     if not (
         q.ndim == k.ndim == v.ndim == 4
         and k.shape[:3] == v.shape[:3]
         and q.shape[:2] == k.shape[:2]
         and q.shape[-1] == k.shape[-1] == v.shape[-1] > 0
     ):
+        shapes = _shapes(q, k, v)
         raise UserError(f"q, k, v of shapes {shapes} don't fit: give [B,H,N,D], [B,H,M,D] twice")
     if 0 in q.shape or 0 in k.shape:
+        shapes = _shapes(q, k, v)
         raise UserError(f"q, k, v of shapes {shapes}: an empty sequence has nothing to attend to")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
         raise UserError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one floating dtype")

@@ -91,14 +91,21 @@ def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return why_no_triton(q.device)
 
 
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    # only for an error: a compiler with sizes left open can't make words of them
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, project: Tensor | None) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or q.shape[:3] != v.shape[:3]:
         raise UserError(
-            f"linear_attention takes q and k of one shape [B,H,N,D] and v [B,H,N,E], not {shapes}"
+            "linear_attention takes q and k of one shape [B,H,N,D] and v [B,H,N,E], not "
+            f"{_shapes(q, k, v)}"
         )
     if 0 in q.shape or 0 in v.shape:
-        raise UserError(f"linear_attention needs at least one token and channel, not {shapes}")
+        raise UserError(
+            f"linear_attention needs at least one token and channel, not {_shapes(q, k, v)}"
+        )
     if project is not None and (project.ndim != 2 or project.shape[0] != v.shape[3]):
         raise UserError(
             f"project must be [{v.shape[3]},F] for v {tuple(v.shape)}, not {tuple(project.shape)}"
