@@ -232,7 +232,7 @@ def latest_checkpoint(wanted: Path) -> Path:
 def best_precision(accelerator: str) -> str:
     """bf16-mixed where the hardware trains faster in bf16, else 32-true.
 
-    With AMX 3D convolutions learn in float32 (`breaks_weight_gradients`).
+    With AMX 3D convolutions learn in float32 (`learns_in_float32`).
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return (

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels import winograd, winograd_time
-from zoo.kernels.precision import breaks_weight_gradients, full_precision
+from zoo.kernels.precision import full_precision, learns_in_float32
 
 Edge = Literal["zeros", "replicate"]
 
@@ -107,12 +107,6 @@ def plain_conv3d(
     bias = None if bias is None else bias.float()
     with full_precision(x.device):
         return F.conv3d(x.float(), weight.float(), bias, stride, padding).bfloat16()
-
-
-def learns_in_float32(x: Tensor, weight: Tensor) -> bool:
-    """Whether the gradient of a 3D convolution's weight is wanted, and wrong in bfloat16."""
-    learns = weight.requires_grad and torch.is_grad_enabled()
-    return learns and breaks_weight_gradients(x)
 
 
 def _narrow(

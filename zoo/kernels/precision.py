@@ -29,14 +29,15 @@ def bfloat16_of_cpu() -> Literal["tiles", "vectors", "slow"]:
     return "vectors" if doubled else "slow"
 
 
-def breaks_weight_gradients(x: Tensor) -> bool:
-    """Whether this machine's gradient of a 3D convolution's weight is wrong for an input `x`.
+def learns_in_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether a 3D convolution of `x` needs float32, for its weight's gradient to be right here.
 
     oneDNN's AMX code (torch 2.14) writes past its buffers in bfloat16: from about 64x64 pixels on
     gradients are off by a quarter, or the process hangs or crashes; transposed convolutions too. 2D
     convolutions, values and the gradient of the input are right, and so is AVX-512's code.
     """
-    if x.device.type != "cpu" or bfloat16_of_cpu() != "tiles":
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    if not learns or x.device.type != "cpu" or bfloat16_of_cpu() != "tiles":
         return False
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu") == torch.bfloat16

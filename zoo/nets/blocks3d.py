@@ -16,15 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.conv3d import (
-    causal_conv3d,
-    learns_in_float32,
-    nearest_then_conv,
-    plain_conv3d,
-)
+from zoo.kernels.conv3d import causal_conv3d, nearest_then_conv
 from zoo.kernels.linear_attention import linear_attention
 from zoo.kernels.norm import channel_norm
-from zoo.kernels.precision import full_precision
+from zoo.kernels.precision import full_precision, learns_in_float32
 from zoo.streaming import Carry, Temporal, windows
 
 Padding = Literal["zeros", "replicate"]
@@ -33,15 +28,21 @@ Upsampling = Literal["nearest", "transposed"]
 
 
 class Conv3d(nn.Conv3d):
-    """`nn.Conv3d` with gradients that are right on every CPU: see `plain_conv3d`."""
+    """`nn.Conv3d` with gradients that are right on every CPU: see `learns_in_float32`."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert isinstance(self.padding, tuple)
-        return plain_conv3d(input, weight, bias, stride=self.stride, padding=self.padding)
+        y: Tensor
+        if not learns_in_float32(input, weight):
+            y = super()._conv_forward(input, weight, bias)
+            return y
+        bias = None if bias is None else bias.float()
+        with full_precision(input.device):
+            y = super()._conv_forward(input.float(), weight.float(), bias)
+        return y.bfloat16()
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d` with gradients that are right on every CPU: see `plain_conv3d`."""
+    """`nn.ConvTranspose3d` with gradients that are right on every CPU, like `Conv3d`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not learns_in_float32(input, self.weight):
